@@ -1,0 +1,2 @@
+//! Placeholder documentation, replaced as the crate grows.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Placeholder documentation, replaced as the crate grows.
+#![deny(clippy::undocumented_unsafe_blocks)]
