@@ -1,2 +1,9 @@
-//! Placeholder documentation, replaced as the crate grows.
+//! The kernel's interfaces that Wrenn needs, one file by topic. This is the only library with `unsafe` code:
+//! each block says why it holds. Functions return [`std::io::Error`] with the errno as the kernel gave it;
+//! the library above gives it a meaning and names the path or object it was about.
 #![deny(clippy::undocumented_unsafe_blocks)]
+
+pub mod detach;
+pub mod lock;
+pub mod process;
+pub mod signals;
