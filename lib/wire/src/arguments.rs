@@ -156,7 +156,7 @@ fn assignment(word: &str) -> Result<Option<(String, Value)>, Error> {
         return Err(Error::usage(format!("{word:?}: {path:?} is not a field's path")));
     }
     let value = if json {
-        serde_json::from_str(text).map_err(|error| Error::usage(format!("{path}: not JSON: {error}")))?
+        crate::exact::parse(text).map_err(|error| Error::usage(format!("{path}: not JSON: {error}")))?
     } else {
         text.into()
     };

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn document(text: &str) -> Document {
-        Document::from_value(serde_json::from_str(text).unwrap()).unwrap()
+        Document::from_value(crate::exact::parse(text).unwrap()).unwrap()
     }
 
     #[test]

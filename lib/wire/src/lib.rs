@@ -9,6 +9,7 @@ mod call;
 mod completions;
 mod document;
 mod error;
+mod exact;
 mod fields;
 mod help;
 mod host;

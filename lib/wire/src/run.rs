@@ -5,6 +5,7 @@ use std::io::{BufReader, Read};
 use std::process::ExitCode;
 
 use log::LevelFilter;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::arguments::Arguments;
@@ -98,13 +99,15 @@ impl Program<'_> {
             return self.request(Document::new()).0;
         }
         let mut status = 0;
-        let mut requests = serde_json::Deserializer::from_reader(BufReader::new(Stdin)).into_iter::<Value>();
+        let mut requests =
+            serde_json::Deserializer::from_reader(BufReader::new(Stdin)).into_iter::<Box<RawValue>>();
         loop {
             let (this, goes_on) = match requests.next() {
                 None => break,
-                Some(Ok(value)) => match Document::from_value(value) {
-                    Ok(document) => self.request(document),
-                    Err(error) => (self.fail(None, &error).0, true),
+                Some(Ok(raw)) => match crate::exact::parse(raw.get()).map(Document::from_value) {
+                    Ok(Ok(document)) => self.request(document),
+                    Ok(Err(error)) => (self.fail(None, &error).0, true),
+                    Err(error) => (self.fail(None, &not_json(&error)).0, true),
                 },
                 // Where one request ends and the next begins is not known any more.
                 Some(Err(error)) => (self.fail(None, &not_json(&error)).0, false),
