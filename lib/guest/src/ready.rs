@@ -1,0 +1,82 @@
+//! `wrenn-guest ready`: wait until the agent answers.
+
+use std::time::{Duration, Instant};
+
+use sys::process::Process;
+use wire::{Call, Document, Reply};
+
+use crate::{Agent, Error};
+
+/// A booting guest drops what is sent to it before its network is up, and TCP sends a lost SYN again only after a
+/// second: so each attempt is given up early and made anew.
+const ATTEMPT: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
+    let agent = Agent::of(call.document)?;
+    let limit = limit(call.document)?;
+    let vm = vm(call.document)?;
+    let version = wait(&agent, limit, vm)?;
+    call.document.set("guest.url", agent.url());
+    if let Some(version) = version {
+        call.document.set("guest.version", version);
+    }
+    Ok(Reply::Document)
+}
+
+/// More memory takes longer to come back: 30 s, and one more for each 32 MiB.
+fn limit(document: &Document) -> Result<Duration, wire::Error> {
+    let memory: u64 = document.find("spec.memory_mib")?.unwrap_or(0);
+    let seconds = document.fields("guest").find::<f64>("timeout_s")?.unwrap_or(30.0 + memory as f64 / 32.0);
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| wire::Error::field("timeout_s", format!("must be seconds from 0, not {seconds}")))
+}
+
+/// The VMM's process and its log, if the document names one.
+fn vm(document: &Document) -> Result<Option<(Process, String)>, wire::Error> {
+    let Some(pid) = document.find::<i32>("vm.pid")? else { return Ok(None) };
+    let process =
+        Process { pid, start_time: document.need("vm.start_time")?, boot_id: document.need("vm.boot_id")? };
+    Ok(Some((process, document.find("vm.log")?.unwrap_or_else(|| "its log".to_owned()))))
+}
+
+fn wait(
+    agent: &Agent,
+    limit: Duration,
+    vm: Option<(Process, String)>,
+) -> Result<Option<String>, wire::Error> {
+    let started = Instant::now();
+    let mut pause = PAUSE;
+    loop {
+        let left = limit.saturating_sub(started.elapsed());
+        // Even a limit of nothing allows one attempt.
+        let attempt = ATTEMPT.min(left).max(Duration::from_millis(20));
+        let failure = match agent.health(attempt) {
+            Ok(version) => return Ok(version),
+            Err(failure) => failure,
+        };
+        wire::check_interrupt()?;
+        let left = limit.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(Error::NotReady {
+                url: agent.url().to_owned(),
+                seconds: limit.as_secs_f64(),
+                source: failure,
+            }
+            .into());
+        }
+        let ended = match &vm {
+            // The pause ends at once when the VM does.
+            Some((process, _)) => process.wait(pause.min(left)).unwrap_or(false),
+            None => {
+                std::thread::sleep(pause.min(left));
+                false
+            }
+        };
+        if let (true, Some((process, log))) = (ended, &vm) {
+            return Err(Error::VmGone { pid: process.pid, log: log.clone() }.into());
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
