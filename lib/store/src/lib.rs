@@ -1,2 +1,12 @@
-//! Placeholder documentation, replaced as the crate grows.
+//! What survives a reboot, by name: the documents of sandboxes, their pauses, and the templates (DESIGN.md §5).
 #![forbid(unsafe_code)]
+
+mod error;
+mod pauses;
+mod sandboxes;
+mod templates;
+
+pub use error::Error;
+pub use pauses::Pauses;
+pub use sandboxes::Sandboxes;
+pub use templates::{Template, Templates};
