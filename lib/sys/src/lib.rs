@@ -5,5 +5,8 @@
 
 pub mod detach;
 pub mod lock;
+pub mod netns;
+pub mod mountns;
 pub mod process;
 pub mod signals;
+pub mod tap;
