@@ -4,9 +4,15 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod detach;
+pub mod dm;
+pub mod fdpass;
 pub mod lock;
+pub mod loop_device;
 pub mod netns;
 pub mod mountns;
+pub mod mapping;
 pub mod process;
 pub mod signals;
+pub mod sparse;
 pub mod tap;
+pub mod uffd;

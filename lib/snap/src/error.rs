@@ -1,0 +1,135 @@
+//! What can go wrong with memory images, and what each failure is called.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use wire::{Fault, Kind};
+
+use crate::header::HeaderFault;
+
+/// A failure of wrenn-snap's work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request can never work.
+    #[error("{field}: {what}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The kernel refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no header where a snapshot should be.
+    #[error("{} is no snapshot: it has no memfile.header", dir.display())]
+    NoSnapshot {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A header that cannot be believed.
+    #[error("{} is corrupt: {fault}", path.display())]
+    Header {
+        /// The header's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: HeaderFault,
+    },
+    /// A diff file that the header refers to is not there.
+    #[error("{} is missing, and {} refers to it", path.display(), header.display())]
+    DiffMissing {
+        /// Where it should be.
+        path: PathBuf,
+        /// The header's path.
+        header: PathBuf,
+    },
+    /// A diff file ends before the last byte that the header refers to.
+    #[error("{} has {bytes} bytes, its header refers to {wanted}", path.display())]
+    DiffShort {
+        /// The diff file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// The length the header needs.
+        wanted: u64,
+    },
+    /// A name is taken: what is published is never overwritten.
+    #[error("{} exists already, and what is published is never overwritten", path.display())]
+    Exists {
+        /// The name.
+        path: PathBuf,
+    },
+    /// A directory that is not a snapshot's.
+    #[error("{} does not look like a snapshot: {what}", dir.display())]
+    NotASnapshot {
+        /// The directory.
+        dir: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// A diff cannot be read from this file system.
+    #[error("cannot tell which pages of {} changed: {why}", path.display())]
+    Extents {
+        /// The raw memory file.
+        path: PathBuf,
+        /// What is in the way.
+        why: String,
+    },
+    /// Faults found by `verify`.
+    #[error("{} has {} fault{}: {}", dir.display(), faults.len(), if faults.len() == 1 { "" } else { "s" }, faults.join("; "))]
+    Faults {
+        /// The directory.
+        dir: PathBuf,
+        /// Each of them.
+        faults: Vec<String>,
+    },
+}
+
+impl Error {
+    /// Names what an I/O error was about, for `map_err`.
+    pub fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, path: path.as_ref().to_owned(), source }
+    }
+
+    /// A field that can never work.
+    pub fn field(field: &'static str, what: impl Into<String>) -> Self {
+        Self::Field { field, what: what.into() }
+    }
+}
+
+impl Fault for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Field { .. } => Kind::Invalid,
+            Self::Io { source, .. } => Kind::of_io(source),
+            Self::NoSnapshot { .. } => Kind::NotFound,
+            Self::Header { .. } | Self::DiffMissing { .. } | Self::DiffShort { .. } | Self::Faults { .. } => {
+                Kind::Corrupt
+            }
+            Self::Exists { .. } | Self::NotASnapshot { .. } => Kind::Conflict,
+            Self::Extents { .. } => Kind::Unsupported,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Field { .. } => "snap.field",
+            Self::Io { .. } => "snap.io",
+            Self::NoSnapshot { .. } => "snap.none",
+            Self::Header { .. } => "snap.header",
+            Self::DiffMissing { .. } => "snap.diff_missing",
+            Self::DiffShort { .. } => "snap.diff_short",
+            Self::Exists { .. } => "snap.exists",
+            Self::NotASnapshot { .. } => "snap.not_a_snapshot",
+            Self::Extents { .. } => "snap.extents",
+            Self::Faults { .. } => "snap.faults",
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A memory image to read from: a snapshot directory or a raw file, as runs of zeros and of mapped data.
+
+use std::fs::File;
+use std::path::Path;
+
+use sys::mapping::Mapping;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::directory;
+use crate::header::{self, Header, Record};
+
+/// A memory image, opened. Reading copies nothing and locks nothing; it may be shared between threads.
+#[derive(Debug)]
+pub struct Image {
+    size: u64,
+    block_size: u64,
+    /// Each is a maximal run; together they cover `0..size`. The build is that of `files[file]`.
+    runs: Vec<Run>,
+    files: Vec<Mapping>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    offset: u64,
+    storage_offset: u64,
+    /// Index into the files, or [`ZERO`].
+    file: u32,
+}
+
+const ZERO: u32 = u32::MAX;
+
+/// A maximal run of memory whose bytes lie together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent<'a> {
+    /// Offset into the memory image, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What is there.
+    pub content: Content<'a>,
+}
+
+/// What an extent holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// Nothing is stored: it reads as zeros.
+    Zero,
+    /// These bytes, as many as the extent is long.
+    Data(&'a [u8]),
+}
+
+impl Extent<'_> {
+    /// Where it ends in memory.
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+}
+
+impl Image {
+    /// Opens a snapshot directory. Each diff file is checked to be as long as the header needs.
+    ///
+    /// # Errors
+    /// `not_found` when there is no snapshot, `corrupt` when the header or a diff file is damaged or missing.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let header = directory::read_header(dir)?;
+        Self::with_header(dir, &header)
+    }
+
+    /// Opens the diff files in `dir` under a header already read.
+    ///
+    /// # Errors
+    /// `corrupt` when a diff file is missing or too short.
+    pub fn with_header(dir: &Path, header: &Header) -> Result<Self, Error> {
+        let mut files = Vec::new();
+        let mut builds = Vec::new();
+        for (build, wanted) in header.builds() {
+            let (path, file) = directory::open_diff(dir, header, build)?;
+            files.push(map(&path, &file, wanted)?);
+            builds.push(build);
+        }
+        let mut merged = Vec::with_capacity(header.records.len());
+        header.records.iter().for_each(|record| header::push(&mut merged, *record));
+        let run = |record: &Record| Run {
+            offset: record.offset,
+            storage_offset: record.storage_offset,
+            file: file_of(&builds, record.build),
+        };
+        let runs = merged.iter().map(run).collect();
+        Ok(Self { size: header.size, block_size: header.block_size, runs, files })
+    }
+
+    /// Opens a raw memory file; its holes are zeros. Its block size is 4096.
+    ///
+    /// # Errors
+    /// What opening it said; `invalid` when it is empty or not a whole number of pages.
+    pub fn open_raw(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let size = directory::regular_length(&file, path)?;
+        let block_size = header::BLOCK_SIZES[0];
+        if size == 0 || !size.is_multiple_of(block_size) {
+            return Err(Error::field(
+                "raw",
+                format!("{} has {size} bytes, not a positive multiple of {block_size}", path.display()),
+            ));
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        let mut end = 0;
+        for data in sys::sparse::data(&file) {
+            let data = data.map_err(Error::io("find the data of", path))?;
+            // A page that is partly data is data.
+            let start = data.start / block_size * block_size;
+            if start > end {
+                runs.push(Run { offset: end, storage_offset: 0, file: ZERO });
+            }
+            if start >= end && !runs.last().is_some_and(|run| run.file == 0) {
+                runs.push(Run { offset: start, storage_offset: start, file: 0 });
+            }
+            end = data.end.next_multiple_of(block_size).min(size);
+        }
+        if end < size {
+            runs.push(Run { offset: end, storage_offset: 0, file: ZERO });
+        }
+        Ok(Self { size, block_size, runs, files: vec![map(path, &file, size)?] })
+    }
+
+    /// Bytes of memory.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of a block: every extent begins and ends on a multiple of it.
+    pub fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    /// The maximal run that holds `offset`: a binary search, without allocation.
+    ///
+    /// # Panics
+    /// When `offset` is not below [`Image::size`].
+    pub fn extent_at(&self, offset: u64) -> Extent<'_> {
+        assert!(offset < self.size, "offset {offset} is past the end of memory, {}", self.size);
+        self.extent(self.runs.partition_point(|run| run.offset <= offset) - 1)
+    }
+
+    /// The extent after the one that holds `offset`; `None` after the last.
+    pub fn next_extent(&self, offset: u64) -> Option<Extent<'_>> {
+        let index = self.runs.partition_point(|run| run.offset <= offset);
+        (index < self.runs.len()).then(|| self.extent(index))
+    }
+
+    /// All extents in address order.
+    pub fn extents(&self) -> impl ExactSizeIterator<Item = Extent<'_>> {
+        (0..self.runs.len()).map(|index| self.extent(index))
+    }
+
+    fn extent(&self, index: usize) -> Extent<'_> {
+        let Run { offset, storage_offset, file } = self.runs[index];
+        let end = self.runs.get(index + 1).map_or(self.size, |next| next.offset);
+        let length = end - offset;
+        let content = match self.files.get(file as usize) {
+            None => Content::Zero,
+            Some(file) => Content::Data(&file[storage_offset as usize..][..length as usize]),
+        };
+        Extent { offset, length, content }
+    }
+
+    /// The bytes of `start..end` as pieces, in order.
+    pub fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = Extent<'_>> {
+        let mut at = start;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let extent = self.extent_at(at);
+            let stop = extent.end().min(end);
+            let content = match extent.content {
+                Content::Zero => Content::Zero,
+                Content::Data(bytes) => {
+                    Content::Data(&bytes[(at - extent.offset) as usize..(stop - extent.offset) as usize])
+                }
+            };
+            let piece = Extent { offset: at, length: stop - at, content };
+            at = stop;
+            Some(piece)
+        })
+    }
+}
+
+fn file_of(builds: &[Uuid], build: Uuid) -> u32 {
+    builds.iter().position(|other| *other == build).map_or(ZERO, |index| index as u32)
+}
+
+fn map(path: &Path, file: &File, wanted: u64) -> Result<Mapping, Error> {
+    let bytes = directory::regular_length(file, path)?;
+    if bytes < wanted {
+        return Err(Error::DiffShort { path: path.to_owned(), bytes, wanted });
+    }
+    Mapping::of(file).map_err(Error::io("map", path))
+}
+
+#[cfg(test)]
+#[path = "tests/image.rs"]
+mod tests;
