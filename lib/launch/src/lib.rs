@@ -1,2 +1,34 @@
-//! Placeholder documentation, replaced as the crate grows.
+//! VMM processes: started in a sandbox's network namespace and a mount namespace of their own, driven through their API,
+//! stopped (docs/wrenn-launch.md).
 #![forbid(unsafe_code)]
+
+mod api;
+mod balloon;
+mod boot;
+pub mod child;
+mod cmdline;
+mod driver;
+mod error;
+mod handed;
+mod machine;
+mod owner;
+mod pause;
+mod plan;
+mod restore;
+mod resume;
+mod runfiles;
+mod section;
+mod snapshot;
+mod start;
+mod status;
+mod stop;
+mod tool;
+mod wait;
+
+pub use error::Error;
+pub use owner::find;
+pub use section::State;
+pub use tool::TOOL;
+
+/// Where a VMM sees its files, in its own mount namespace. Snapshots record it: it never changes.
+pub const WORKDIR: &str = "/tmp/wrenn-vm";

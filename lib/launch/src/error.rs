@@ -1,0 +1,260 @@
+//! What can go wrong between a document and a VMM.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use wire::{Fault, Kind};
+
+/// Failures of starting and driving a VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The document names a VMM that there is no driver for.
+    #[error("{field}: there is no driver for {name:?} here; there is {known}")]
+    UnknownVmm {
+        /// Where it is named.
+        field: &'static str,
+        /// Its name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The VMM's program is nowhere.
+    #[error("no {program}: it is not in PATH; set {variable} or vmm_path to its path ({hint})")]
+    NoVmm {
+        /// The program looked for.
+        program: &'static str,
+        /// The environment variable that may name it.
+        variable: &'static str,
+        /// Where it comes from.
+        hint: &'static str,
+    },
+    /// The program of the child half is nowhere.
+    #[error("no wrenn-launch beside {beside} or in PATH: it is what starts a VMM")]
+    NoHelper {
+        /// The directory looked in.
+        beside: String,
+    },
+    /// /dev/kvm cannot be used.
+    #[error("/dev/kvm cannot be opened: {}", kvm_remedy(.source))]
+    NoKvm {
+        /// What open said.
+        source: io::Error,
+    },
+    /// A file that the request names cannot be used.
+    #[error("{field}: {path} {what}")]
+    File {
+        /// The field that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// Why, where the kernel said so.
+        source: Option<io::Error>,
+    },
+    /// The network namespace is not there.
+    #[error("net.netns: {path} does not exist; wrenn-net create makes it")]
+    NoNetns {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A VMM of this id runs already.
+    #[error("{id} has a VMM already: something answers on {socket}", socket = .socket.display())]
+    Exists {
+        /// The sandbox.
+        id: String,
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// The VMM of the document has ended.
+    #[error("the VMM of {id} (pid {pid}) has ended")]
+    Gone {
+        /// The sandbox.
+        id: String,
+        /// Its pid.
+        pid: i32,
+    },
+    /// The process or socket of the document is somebody else's.
+    #[error("{what} is not the VMM of {id} under this root: left alone")]
+    Foreign {
+        /// The sandbox.
+        id: String,
+        /// The process or socket.
+        what: String,
+    },
+    /// The child half failed before the VMM ran.
+    #[error("cannot {step}")]
+    Child {
+        /// What it was at.
+        step: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VMM ended while it was being started or spoken to.
+    #[error("the VMM ended while it was to {doing}{}", .status.as_deref().map(|s| format!(" ({s})")).unwrap_or_default())]
+    Died {
+        /// What it was asked to do.
+        doing: String,
+        /// How it ended, where we are its parent.
+        status: Option<String>,
+    },
+    /// The VMM did not answer in time.
+    #[error("the VMM did not {what} within {} s", limit.as_secs())]
+    Timeout {
+        /// What it was asked to do.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// A signal asked this program to end.
+    #[error("interrupted by a signal while the VMM was to {0}")]
+    Interrupted(String),
+    /// The VMM answered with an error.
+    #[error("the VMM refused to {what} ({status}): {fault}")]
+    Api {
+        /// What it was asked to do.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// Its own words.
+        fault: String,
+    },
+    /// The VMM had no room to write.
+    #[error("no space to {what}: {fault}")]
+    NoSpace {
+        /// What it was asked to do.
+        what: String,
+        /// Its own words.
+        fault: String,
+    },
+    /// The VMM's answer makes no sense, or its socket fails.
+    #[error("cannot speak to the VMM to {what}: {why}")]
+    Protocol {
+        /// What it was asked to do.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The VM is in another state than the verb needs.
+    #[error("the VM of {id} is {state}: {needs}")]
+    State {
+        /// The sandbox.
+        id: String,
+        /// Its state.
+        state: String,
+        /// What to do.
+        needs: &'static str,
+    },
+    /// A Diff would not be relative to the parent named.
+    #[error("a diff against {parent} is not possible: {why}; take a full snapshot")]
+    Base {
+        /// The parent asked for.
+        parent: String,
+        /// What the VMM's dirty log is relative to.
+        why: String,
+    },
+    /// A file that the snapshot is to write is there already.
+    #[error("snapshot.dir: {path} exists already; a snapshot goes to fresh files")]
+    SnapshotExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The page server of the document has ended.
+    #[error("uffd.pid: the page server (pid {pid}) has ended; wrenn-uffd serve starts one")]
+    NoPageServer {
+        /// Its pid.
+        pid: i32,
+    },
+    /// The directory holds no memory that can be loaded without a page server.
+    #[error(
+        "snapshot.dir: {path} holds no plain memory file; start wrenn-uffd serve first, or wrenn-snap unpack into snapshot.raw",
+        path = .path.display()
+    )]
+    NoMemory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of ours.
+    #[error("cannot {what} {path}", path = .path.display())]
+    Io {
+        /// The attempt.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an attempt on a file of ours that failed.
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+}
+
+impl Fault for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::UnknownVmm { .. } | Self::NoVmm { .. } | Self::NoHelper { .. } | Self::NoKvm { .. } => {
+                Kind::Unsupported
+            }
+            Self::File { source, .. } => source.as_ref().map_or(Kind::Invalid, Kind::of_io),
+            Self::NoNetns { .. } | Self::Gone { .. } | Self::NoPageServer { .. } => Kind::NotFound,
+            Self::Exists { .. }
+            | Self::Foreign { .. }
+            | Self::State { .. }
+            | Self::Base { .. }
+            | Self::SnapshotExists { .. } => Kind::Conflict,
+            Self::Child { source, .. } | Self::Io { source, .. } => Kind::of_io(source),
+            Self::Died { .. } | Self::Api { .. } | Self::Protocol { .. } => Kind::Peer,
+            Self::Timeout { .. } | Self::Interrupted(_) => Kind::Timeout,
+            Self::NoSpace { .. } => Kind::Exhausted,
+            Self::NoMemory { .. } => Kind::Invalid,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownVmm { .. } => "launch.vmm",
+            Self::NoVmm { .. } => "launch.vmm_absent",
+            Self::NoHelper { .. } => "launch.helper_absent",
+            Self::NoKvm { .. } => "launch.kvm",
+            Self::File { .. } => "launch.file",
+            Self::NoNetns { .. } => "launch.netns",
+            Self::Exists { .. } => "launch.exists",
+            Self::Gone { .. } => "launch.gone",
+            Self::Foreign { .. } => "launch.foreign",
+            Self::Child { .. } => "launch.child",
+            Self::Died { .. } => "launch.died",
+            Self::Timeout { .. } => "launch.timeout",
+            Self::Interrupted(_) => "launch.interrupted",
+            Self::Api { .. } => "launch.api",
+            Self::NoSpace { .. } => "launch.no_space",
+            Self::Protocol { .. } => "launch.protocol",
+            Self::State { .. } => "launch.state",
+            Self::Base { .. } => "launch.base",
+            Self::SnapshotExists { .. } => "launch.snapshot_exists",
+            Self::NoPageServer { .. } => "launch.no_page_server",
+            Self::NoMemory { .. } => "launch.no_memory",
+            Self::Io { .. } => "launch.io",
+        }
+    }
+
+    fn retry(&self) -> bool {
+        matches!(self, Self::Interrupted(_) | Self::Timeout { .. })
+    }
+}
+
+fn kvm_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => {
+            "there is none; turn on virtualisation, load kvm_intel or kvm_amd, or use scripts/lab"
+        }
+        Some(Errno::EACCES | Errno::EPERM) => "run as root or as a member of the group kvm",
+        _ => "the kvm module offers no virtual machines here; scripts/lab has a usable one",
+    }
+}

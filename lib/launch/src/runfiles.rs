@@ -1,0 +1,164 @@
+//! A VMM's files under `<run>/<id>`: its socket, its log, and what its dirty log is relative to.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use wire::{Host, Id, Undo};
+
+use crate::Error;
+use crate::api::Api;
+
+/// How much of a log an error shows.
+const TAIL_BYTES: u64 = 4 << 10;
+const TAIL_LINES: usize = 12;
+
+/// Where they are.
+#[derive(Debug, Clone)]
+pub(crate) struct RunFiles {
+    dir: PathBuf,
+}
+
+/// The log that a VMM writes and its guest's console goes to.
+#[derive(Debug)]
+pub(crate) struct Console {
+    file: File,
+    path: PathBuf,
+    /// How long it was before this VMM.
+    start: u64,
+}
+
+impl RunFiles {
+    /// The API socket's name.
+    pub const SOCKET: &'static str = "api.sock";
+
+    pub fn of(host: &Host, id: &Id) -> Self {
+        Self { dir: host.run_dir(id) }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(Self::SOCKET)
+    }
+
+    pub fn console(&self) -> PathBuf {
+        self.dir.join("vm.log")
+    }
+
+    /// Holds the snapshot directory that the VMM's dirty log is relative to, while that is known for sure: it is absent
+    /// from just before a dump until that dump is complete, so that no failure in between can be taken for a base.
+    fn base(&self) -> PathBuf {
+        self.dir.join("vm.base")
+    }
+
+    /// Whether a process answers on the socket.
+    pub fn listener(&self) -> Option<i32> {
+        Api::connect(&self.socket()).ok()?.peer_pid()
+    }
+
+    /// Refuses if a VMM of this sandbox answers; removes a socket that one left.
+    pub fn check_free(&self, id: &Id) -> Result<(), Error> {
+        match self.listener() {
+            Some(_) => Err(Error::Exists { id: id.to_string(), socket: self.socket() }),
+            None => self.remove_socket(),
+        }
+    }
+
+    /// Opens the log, to be appended to.
+    pub fn open_console(&self, undo: &mut Undo) -> Result<Console, Error> {
+        let path = self.console();
+        let existed = path.exists();
+        let open = || {
+            let file = File::options().append(true).read(true).create(true).mode(0o600).open(&path)?;
+            let start = file.metadata()?.len();
+            Ok(Console { file, path: path.clone(), start })
+        };
+        let console = open().map_err(Error::io("open", &path))?;
+        if !existed {
+            undo.push(format!("log {}", path.display()), move || {
+                remove(&path).map_err(Error::io("remove", &path))?;
+                Ok(())
+            });
+        }
+        Ok(console)
+    }
+
+    /// What the dirty log is relative to, if it is known.
+    pub fn read_base(&self) -> Option<PathBuf> {
+        fs::read_to_string(self.base()).ok().map(PathBuf::from)
+    }
+
+    /// From here on the dirty log is relative to `dir`.
+    pub fn write_base(&self, dir: &Path) -> Result<(), Error> {
+        fs::write(self.base(), dir.as_os_str().as_encoded_bytes()).map_err(Error::io("write", self.base()))
+    }
+
+    /// From here on it is not known what the dirty log is relative to.
+    pub fn forget_base(&self) -> Result<(), Error> {
+        remove(&self.base()).map_err(Error::io("remove", self.base()))
+    }
+
+    pub fn remove_socket(&self) -> Result<(), Error> {
+        remove(&self.socket()).map_err(Error::io("remove", self.socket()))
+    }
+
+    /// Removes everything a VMM leaves, past failures, and the directory when nobody else has anything in it.
+    pub fn remove_all(&self) -> Vec<Error> {
+        let console = || remove(&self.console()).map_err(Error::io("remove", self.console()));
+        [self.remove_socket(), self.forget_base(), console(), self.remove_dir_if_empty()]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect()
+    }
+
+    pub fn remove_dir_if_empty(&self) -> Result<(), Error> {
+        match fs::remove_dir(&self.dir) {
+            Err(error)
+                if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
+            {
+                Err(Error::Io { what: "remove", path: self.dir.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Console {
+    /// For a child's stdout or stderr.
+    pub fn handle(&self) -> io::Result<Stdio> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// The last lines written since this VMM was started, without control characters.
+    pub fn tail(&self) -> Vec<String> {
+        let read = || {
+            let mut file = File::open(&self.path)?;
+            let end = file.metadata()?.len();
+            file.seek(SeekFrom::Start(self.start.max(end.saturating_sub(TAIL_BYTES))))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+            io::Result::Ok(bytes)
+        };
+        let bytes = read().unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text
+            .lines()
+            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+    }
+}
+
+/// Removes a file. Gone already is success.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The document's section `vm`: a running VMM by process, socket and state.
+
+use std::path::PathBuf;
+
+use sys::process::Process;
+use wire::{Document, Host, Id, Value, json};
+
+use crate::Error;
+use crate::api::Api;
+use crate::driver::{self, Driver};
+use crate::owner;
+
+/// What a VM is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still; the VMM answers.
+    Paused,
+}
+
+impl State {
+    /// The word in `vm.state`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// A VMM as its document describes it.
+pub(crate) struct Vm {
+    pub driver: &'static dyn Driver,
+    pub process: Process,
+    pub api: PathBuf,
+}
+
+impl Vm {
+    /// The VMM that the document names. Nothing is checked against the host.
+    pub fn read(document: &Document) -> Result<Self, wire::Error> {
+        let fields = document.fields("vm");
+        Ok(Self {
+            driver: driver::of_vm(document)?,
+            process: Process {
+                pid: fields.need("pid")?,
+                start_time: fields.need("start_time")?,
+                boot_id: fields.need("boot_id")?,
+            },
+            api: fields.need("api")?,
+        })
+    }
+
+    /// Whether the process still runs and carries this sandbox's mark.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] when it runs and is not this sandbox's VMM.
+    pub fn is_alive(&self, host: &Host, id: &Id) -> Result<bool, Error> {
+        if !self.process.is_alive() {
+            return Ok(false);
+        }
+        if owner::of_pid(self.process.pid).is_some_and(|mark| mark == owner::mark(host, id)) {
+            return Ok(true);
+        }
+        // It may have ended between the two looks.
+        if !self.process.is_alive() {
+            return Ok(false);
+        }
+        Err(Error::Foreign { id: id.to_string(), what: format!("process {}", self.process.pid) })
+    }
+
+    /// Speaks to the VMM.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when it has ended; [`Error::Foreign`] when process or socket are somebody else's.
+    pub fn connect(&self, host: &Host, id: &Id) -> Result<Api, Error> {
+        let gone = || Error::Gone { id: id.to_string(), pid: self.process.pid };
+        if !self.is_alive(host, id)? {
+            return Err(gone());
+        }
+        let api = Api::connect(&self.api).map_err(|error| match self.process.is_alive() {
+            true => Error::Io { what: "connect to", path: self.api.clone(), source: error },
+            false => gone(),
+        })?;
+        if api.peer_pid() != Some(self.process.pid) {
+            return Err(Error::Foreign { id: id.to_string(), what: self.api.display().to_string() });
+        }
+        Ok(api)
+    }
+}
+
+/// A process in the form documents have, to be put into a section.
+pub(crate) fn process_fields(process: &Process) -> [(&'static str, Value); 3] {
+    [
+        ("pid", json!(process.pid)),
+        ("start_time", json!(process.start_time)),
+        ("boot_id", json!(process.boot_id)),
+    ]
+}

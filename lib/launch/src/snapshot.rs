@@ -1,0 +1,143 @@
+//! `wrenn-launch snapshot`: a paused VM's state and raw memory, written into the new generation's directory.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use wire::{Call, Document, Reply, Undo};
+
+use crate::Error;
+use crate::driver::{Driver, Dump};
+use crate::handed::Handed;
+use crate::runfiles::{RunFiles, remove};
+use crate::section::{State, Vm};
+
+/// The raw memory's name until it is packed.
+const RAW: &str = "memfile.raw";
+
+pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
+    let id = call.id()?;
+    let vm = Vm::read(call.document)?;
+    let target = Target::read(call.document, vm.driver)?;
+    let files = RunFiles::of(call.host, &id);
+    if target.diff {
+        check_base(call.document, &files)?;
+    }
+    let mut api = vm.connect(call.host, &id)?;
+    let state = vm.driver.state(&mut api)?;
+    if state != State::Paused {
+        let needs = "wrenn-launch pause it first";
+        return Err(Error::State { id: id.to_string(), state: state.name().into(), needs }.into());
+    }
+
+    // What the guest has flushed is in the block device's cache: now it goes to the file behind it.
+    sync_disk(call.document)?;
+    target.make(call.undo)?;
+    let handed = Handed::dir(&target.dir)?;
+    let dump =
+        Dump { state: handed.file(vm.driver.state_file()), memory: handed.file(RAW), diff: target.diff };
+    // From the request on the VMM may have forgotten its dirty pages, whatever becomes of the answer.
+    files.forget_base()?;
+    vm.driver.snapshot(&mut api, &dump)?;
+    sync(&target.state)?;
+    sync(&target.dir)?;
+
+    let dir = target.dir.canonicalize().map_err(Error::io("resolve", &target.dir))?;
+    files.write_base(&dir)?;
+    call.undo.push("base of the dirty log", move || Ok(files.forget_base()?));
+    call.document.set("snapshot.raw", target.raw.to_string_lossy());
+    call.document.set("vm.base", dir.to_string_lossy());
+    Ok(Reply::Document)
+}
+
+/// Where a snapshot goes.
+struct Target {
+    dir: PathBuf,
+    state: PathBuf,
+    raw: PathBuf,
+    diff: bool,
+}
+
+impl Target {
+    fn read(document: &Document, driver: &dyn Driver) -> Result<Self, wire::Error> {
+        let fields = document.fields("snapshot");
+        let dir: PathBuf = fields.need("dir")?;
+        let kind: String = fields.need("kind")?;
+        let diff = match kind.as_str() {
+            "full" => false,
+            "diff" => true,
+            other => {
+                return Err(wire::Error::field(
+                    "snapshot.kind",
+                    format!("must be full or diff, not {other:?}"),
+                ));
+            }
+        };
+        let (state, raw) = (dir.join(driver.state_file()), dir.join(RAW));
+        // Firecracker would merge into a memory file that is there, and overwrite a state.
+        for path in [&state, &raw] {
+            if path.symlink_metadata().is_ok() {
+                return Err(Error::SnapshotExists { path: path.clone() }.into());
+            }
+        }
+        Ok(Self { dir, state, raw, diff })
+    }
+
+    /// Makes the directory where it is missing, and remembers to remove what the VMM will write.
+    fn make(&self, undo: &mut Undo) -> Result<(), Error> {
+        match fs::create_dir(&self.dir) {
+            Ok(()) => {
+                let dir = self.dir.clone();
+                undo.push(format!("directory {}", dir.display()), move || {
+                    fs::remove_dir(&dir).map_err(Error::io("remove", &dir))?;
+                    Ok(())
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(Error::Io { what: "make", path: self.dir.clone(), source }),
+        }
+        for path in [self.state.clone(), self.raw.clone()] {
+            undo.push(format!("file {}", path.display()), move || {
+                remove(&path).map_err(Error::io("remove", &path))?;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A Diff holds what changed since the VMM's last dump or load. That must be the parent it will be read on top of, and
+/// both the document and the VMM's own run directory must know it (a dump that failed has erased the latter).
+fn check_base(document: &Document, files: &RunFiles) -> Result<(), wire::Error> {
+    let Some(parent) = document.fields("snapshot").find::<PathBuf>("parent")? else {
+        return Err(wire::Error::field(
+            "snapshot.parent",
+            "missing; a diff needs the snapshot it is relative to",
+        ));
+    };
+    let shown = parent.display().to_string();
+    let no = |why: String| Err(Error::Base { parent: shown.clone(), why }.into());
+    let Some(base) = document.find::<PathBuf>("vm.base")? else {
+        return no("this VM was never restored from or written to a snapshot".into());
+    };
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if resolved(&parent) != resolved(&base) {
+        return no(format!("the VM's dirty log is relative to {}", base.display()));
+    }
+    match files.read_base() {
+        Some(known) if resolved(&known) == resolved(&base) => Ok(()),
+        _ => no("a dump of this VM failed or was taken back since".into()),
+    }
+}
+
+fn sync_disk(document: &Document) -> Result<(), wire::Error> {
+    let disk = match document.find::<PathBuf>("cow.device")? {
+        Some(device) => Some(device),
+        None => document.find::<PathBuf>("rootfs")?,
+    };
+    Ok(disk.map_or(Ok(()), |path| sync(&path))?)
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
+}
