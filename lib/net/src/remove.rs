@@ -1,0 +1,66 @@
+//! `wrenn-net remove`: the slot's network goes, the slot is free.
+
+use std::fs;
+use std::io;
+
+use sys::netns;
+use wire::{Call, Error as WireError, Map, Reply, Value};
+
+use crate::netlink::Socket;
+use crate::netlink::route::{Link, delete_link};
+use crate::state::State;
+use crate::{Error, Owner, Slot, host};
+
+pub(crate) fn run(call: &mut Call) -> Result<Reply, WireError> {
+    let owner = Owner::new(call.host.tag(), call.id()?);
+    let section = call.document.find::<Map<String, Value>>("net")?;
+    let slot = match section {
+        Some(_) => Some(call.document.need::<Slot>("net.slot")?),
+        None => call.fields().find::<Slot>("slot")?,
+    };
+    if let Some(slot) = slot {
+        host::check_privilege()?;
+        remove(slot, &owner)?;
+    }
+    call.document.remove("net");
+    Ok(Reply::Document)
+}
+
+/// Takes down what of the slot is there, if it is this owner's. `false` when nothing of this owner's was there: gone
+/// already, or the slot is somebody else's by now.
+///
+/// # Errors
+/// What could not be taken down; everything else is.
+pub fn remove(slot: Slot, owner: &Owner) -> Result<bool, WireError> {
+    let state = State::read(slot)?;
+    match &state.owner {
+        Some(now) if now == owner => take_down(&state).map(|()| true),
+        Some(other) => {
+            log::info!("slot {slot} belongs to {other} now: left alone");
+            Ok(false)
+        }
+        None => Ok(false),
+    }
+}
+
+/// The file goes last: until then nobody else gets the slot, and it says whose the rest is.
+pub(crate) fn take_down(state: &State) -> Result<(), WireError> {
+    let path = state.slot.path();
+    let unpinned = netns::unpin(&path).map_err(Error::file("unmount the namespace from", &path));
+    let unlinked = state.link.as_ref().map_or(Ok(()), remove_link);
+    let freed = match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", &path)(error)),
+        _ => Ok(()),
+    };
+    WireError::all(
+        [unpinned.map(drop), unlinked, freed].into_iter().filter_map(Result::err).map(WireError::from),
+    )
+}
+
+fn remove_link(link: &Link) -> Result<(), Error> {
+    match Socket::route()?.send(&[delete_link(link.index, &link.name)]) {
+        // It went with its namespace, or with the peer that somebody removed.
+        Err(error) if error.errno() == Some(nix::libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
