@@ -1,0 +1,113 @@
+//! Descriptors passed over Unix sockets (SCM_RIGHTS), and who is at the other end (SO_PEERCRED).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
+};
+
+/// How many descriptors one message can bring (`SCM_MAX_FD`): with room for all of them, none is ever cut off, and none
+/// gets lost in between.
+const ROOM: usize = 253;
+
+/// One piece of a stream.
+#[derive(Debug)]
+pub struct Received {
+    /// How many bytes it brought. 0 means that the peer has closed its end.
+    pub bytes: usize,
+    /// The descriptors that came with it, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Reads what the socket has into `buffer`, with the descriptors that came along.
+///
+/// # Errors
+/// What `recvmsg(2)` said.
+pub fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut control = nix::cmsg_space!([i32; ROOM]);
+    let mut pieces = [IoSliceMut::new(buffer)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just put these descriptors into this process for us, nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(Received { bytes: message.bytes, fds })
+}
+
+/// Sends `bytes`, of which there must be at least one, and copies of `fds` with them. Returns how many bytes went out;
+/// the descriptors went with the first.
+///
+/// # Errors
+/// What `sendmsg(2)` said.
+pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let pieces = [IoSlice::new(bytes)];
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &pieces, control, MsgFlags::MSG_NOSIGNAL, None)?)
+}
+
+/// Who is at the other end of a socket, as of the moment it connected (or, seen from the client, listened).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its pid, 0 when it lives in a pid namespace that cannot be seen from here.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+/// Who is at the other end.
+///
+/// # Errors
+/// What `getsockopt(2)` said.
+pub fn peer(socket: &UnixStream) -> io::Result<Peer> {
+    let credentials = getsockopt(socket, PeerCredentials)?;
+    Ok(Peer { pid: credentials.pid(), uid: credentials.uid() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_descriptor_arrives_with_its_bytes_and_works() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        assert_eq!(send(&here, b"hello", &[writer.as_fd()]).unwrap(), 5);
+        drop(writer);
+        let mut buffer = [0; 16];
+        let received = receive(&there, &mut buffer).unwrap();
+        assert_eq!((&buffer[..received.bytes], received.fds.len()), (&b"hello"[..], 1));
+        std::fs::File::from(received.fds.into_iter().next().unwrap()).write_all(b"through").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn as_many_descriptors_as_a_message_can_bring_are_received_and_none_leaks() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&here, b"x", &[writer.as_fd(); ROOM]).unwrap();
+        drop(writer);
+        assert_eq!(receive(&there, &mut [0; 16]).unwrap().fds.len(), ROOM);
+        let mut rest = Vec::new();
+        // Returns only when every copy of the writing end is closed.
+        reader.read_to_end(&mut rest).unwrap();
+    }
+
+    #[test]
+    fn the_peer_of_ones_own_socket_is_oneself() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let me = Peer { pid: std::process::id() as i32, uid: nix::unistd::geteuid().as_raw() };
+        assert_eq!(peer(&here).unwrap(), me);
+    }
+}

@@ -1,0 +1,266 @@
+//! userfaultfd(2): page faults of another process, answered from here.
+//!
+//! The `userfaultfd` crate does the work where it can. Its traps are handled here: its `into_raw_fd` closes the
+//! descriptor, a refused copy arrives as a "partial copy" whose count is −EAGAIN cast to usize, and its `zeropage` loses
+//! how far a call came before the kernel broke it off.
+
+mod memory;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use userfaultfd::{Error as Fault, Event as Message, EventBuffer, FeatureFlags, ReadWrite, UffdBuilder};
+
+pub use memory::Memory;
+
+/// How many messages one read takes.
+const MESSAGES: usize = 64;
+
+/// A userfaultfd.
+#[derive(Debug)]
+pub struct Uffd(userfaultfd::Uffd);
+
+/// What happened to memory that is registered. Addresses are those of the process it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A thread waits for the page at this address.
+    Fault {
+        /// Anywhere in the page.
+        address: u64,
+        /// Whether it wants to write.
+        write: bool,
+    },
+    /// The range is about to be discarded. It was held back until this was read.
+    Remove {
+        /// First byte.
+        start: u64,
+        /// First byte after it.
+        end: u64,
+    },
+    /// The range is about to be unmapped.
+    Unmap {
+        /// First byte.
+        start: u64,
+        /// First byte after it.
+        end: u64,
+    },
+    /// A range has moved to another address.
+    Remap,
+    /// The process has forked, and the copy's faults would want an answer too.
+    Fork,
+}
+
+/// How far a request to fill memory came.
+#[derive(Debug)]
+pub enum Filled {
+    /// So many bytes, from the start, are there and their waiters are awake. It may be fewer than were asked for.
+    Bytes(usize),
+    /// Nothing, as a discard is under way in that process: read events, then try again.
+    Again,
+    /// The first page is there already. **Nobody was woken.**
+    Exists,
+    /// The first page is no longer mapped, or no longer registered.
+    Unmapped,
+    /// The process is gone.
+    Gone,
+    /// The kernel refused otherwise.
+    Failed(io::Error),
+}
+
+/// Room for events, made once.
+pub struct Events(EventBuffer);
+
+impl Events {
+    /// Room for as many as one read takes.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(EventBuffer::new(MESSAGES))
+    }
+}
+
+impl Uffd {
+    /// A new one for this process's own memory, as a VMM makes it: non-blocking, faults of the kernel included, and
+    /// discards are told.
+    ///
+    /// # Errors
+    /// `EPERM` or `EACCES` without CAP_SYS_PTRACE and /dev/userfaultfd; what `UFFDIO_API` said.
+    pub fn create() -> io::Result<Self> {
+        UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(false)
+            .require_features(FeatureFlags::EVENT_REMOVE)
+            .create()
+            .map(Self)
+            .map_err(io_error)
+    }
+
+    /// Takes over one that another process made, and makes it non-blocking: a blocking one cannot be polled.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the descriptor is something else.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if target.as_os_str() != "anon_inode:[userfaultfd]" {
+            let what = format!("the descriptor is {}, no userfaultfd", target.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // SAFETY: the descriptor is a userfaultfd (checked above), and its owner hands it over.
+        Ok(Self(unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) }))
+    }
+
+    /// Registers a range of `memory` for missing pages: whoever touches one waits until it is filled.
+    ///
+    /// # Errors
+    /// What `UFFDIO_REGISTER` said.
+    pub fn register(&self, memory: &Memory, offset: usize, length: usize) -> io::Result<()> {
+        assert!(offset.checked_add(length).is_some_and(|end| end <= memory.len()), "outside the mapping");
+        let address = memory.address() as usize + offset;
+        self.0.register(address as *mut _, length).map(drop).map_err(io_error)
+    }
+
+    /// Reads events until there are no more, and hands each to `each`, page faults ahead of older events.
+    ///
+    /// # Errors
+    /// What `read(2)` said.
+    pub fn drain(&self, events: &mut Events, mut each: impl FnMut(Event)) -> io::Result<()> {
+        loop {
+            let mut count = 0;
+            for message in self.0.read_events(&mut events.0).map_err(io_error)? {
+                count += 1;
+                each(match message.map_err(io_error)? {
+                    Message::Pagefault { addr, rw, .. } => {
+                        Event::Fault { address: addr as u64, write: rw == ReadWrite::Write }
+                    }
+                    Message::Remove { start, end } => Event::Remove { start: start as u64, end: end as u64 },
+                    Message::Unmap { start, end } => Event::Unmap { start: start as u64, end: end as u64 },
+                    Message::Remap { .. } => Event::Remap,
+                    Message::Fork { .. } => Event::Fork,
+                });
+            }
+            // The kernel fills the buffer as long as it has something: a short read has met EAGAIN already.
+            if count < MESSAGES {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fills the pages from `address` on with these bytes, whole pages, and wakes who waits for them. Only pages that are
+    /// missing are ever written.
+    pub fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
+        // SAFETY: the source is a live slice. The kernel writes only to missing pages of memory that its owner
+        // registered with this userfaultfd, which is how the owner asks for it (see `Memory`).
+        let done = unsafe { self.0.copy(bytes.as_ptr().cast(), address as *mut _, bytes.len(), true) };
+        match done {
+            Ok(count) => Filled::Bytes(count),
+            Err(Fault::PartiallyCopied(count)) if count as isize > 0 => Filled::Bytes(count),
+            Err(Fault::PartiallyCopied(_)) => Filled::Again,
+            Err(Fault::CopyFailed(errno)) => refused(Errno::from_raw(errno as i32)),
+            Err(other) => Filled::Failed(io_error(other)),
+        }
+    }
+
+    /// Fills `length` bytes from `address` on with the kernel's page of zeros, and wakes who waits for them. Works on
+    /// anonymous and shared memory, not on huge pages.
+    pub fn zero(&self, address: u64, length: u64) -> Filled {
+        let mut request = ZeroPage { start: address, length, mode: 0, zeroed: 0 };
+        // SAFETY: the request outlives the call; the kernel reads it and writes its last field.
+        match unsafe { uffdio_zeropage(self.0.as_raw_fd(), &raw mut request) } {
+            Ok(_) => Filled::Bytes(length as usize),
+            Err(Errno::EAGAIN) if request.zeroed > 0 => Filled::Bytes(request.zeroed as usize),
+            Err(errno) => refused(errno),
+        }
+    }
+
+    /// Wakes who waits for a page in the range; they fault again if it is not there.
+    ///
+    /// # Errors
+    /// What `UFFDIO_WAKE` said.
+    pub fn wake(&self, address: u64, length: u64) -> io::Result<()> {
+        self.0.wake(address as *mut _, length as usize).map_err(io_error)
+    }
+
+    /// Gives the range up: pages missing in it read as zeros from now on, without anybody being asked.
+    ///
+    /// # Errors
+    /// What `UFFDIO_UNREGISTER` said.
+    pub fn unregister(&self, address: u64, length: u64) -> io::Result<()> {
+        self.0.unregister(address as *mut _, length as usize).map_err(io_error)
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Brings a piece of a mapped file into the page cache and into this process's page table in one go, so that copying from
+/// it takes no fault for every 64 KiB. Best effort: kernels before 5.14 do not know how.
+pub fn populate(bytes: &[u8]) {
+    advise(bytes, libc::MADV_POPULATE_READ);
+}
+
+/// Asks for a piece of a mapped file to be read in, without waiting for it. Best effort.
+pub fn will_need(bytes: &[u8]) {
+    advise(bytes, libc::MADV_WILLNEED);
+}
+
+fn advise(bytes: &[u8], advice: libc::c_int) {
+    let page = page_size();
+    let start = bytes.as_ptr() as usize / page * page;
+    let length = bytes.as_ptr() as usize + bytes.len() - start;
+    // SAFETY: both kinds of advice used here only read pages in: no content changes and nothing is unmapped.
+    unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+}
+
+/// Bytes of this machine's ordinary page.
+pub fn page_size() -> usize {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| size.try_into().ok())
+        .unwrap_or(4096)
+}
+
+/// `struct uffdio_zeropage` of linux/userfaultfd.h.
+#[repr(C)]
+struct ZeroPage {
+    start: u64,
+    length: u64,
+    mode: u64,
+    zeroed: i64,
+}
+
+nix::ioctl_readwrite! {
+    /// `UFFDIO_ZEROPAGE` of linux/userfaultfd.h.
+    uffdio_zeropage, 0xAA, 0x04, ZeroPage
+}
+
+fn refused(errno: Errno) -> Filled {
+    match errno {
+        Errno::EAGAIN | Errno::EINTR => Filled::Again,
+        Errno::EEXIST => Filled::Exists,
+        Errno::ENOENT => Filled::Unmapped,
+        Errno::ESRCH => Filled::Gone,
+        other => Filled::Failed(other.into()),
+    }
+}
+
+fn io_error(error: Fault) -> io::Error {
+    match error {
+        Fault::SystemError(errno) | Fault::CopyFailed(errno) | Fault::ZeropageFailed(errno) => {
+            io::Error::from_raw_os_error(errno as i32)
+        }
+        Fault::OpenDevUserfaultfd(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
