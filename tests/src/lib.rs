@@ -1,1 +1,23 @@
-//! Shared parts of the tests.
+//! Shared parts of the tests: the built programs run as a user runs them, and the host seen by other eyes than theirs.
+//!
+//! - [`program`]: one run of one program, bounded in time, with its status, replies and log.
+//! - [`host`]: roots of the test's own with sandboxes on them, and a clean end; [`vmm`]: on every VMM there is.
+//! - [`sandbox`]: one sandbox, as the supervisor's user sees it.
+//! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
+//! - [`skip`]: a test that cannot run here says so.
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod images;
+pub mod kernel;
+pub mod program;
+pub mod sandbox;
+pub mod skip;
+pub mod vmm;
+
+pub use program::{Output, Program, Roots};
+pub use serde_json::{Value, json};
+
+/// Every program of the toolkit that keeps the contract of documents.
+pub const PROGRAMS: [&str; 7] =
+    ["wrenn-snap", "wrenn-uffd", "wrenn-cow", "wrenn-net", "wrenn-launch", "wrenn-guest", "wrenn"];

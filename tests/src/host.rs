@@ -1,0 +1,231 @@
+//! A host of the test's own: its two roots with the images in them, and a clean end.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::sandbox::Sandbox;
+use crate::vmm::Vmm;
+use crate::{Program, Roots, Value, images, json, kernel, skip};
+
+/// Two roots, and what the kernel held before them.
+#[derive(Debug)]
+pub struct TestHost {
+    /// The VMM of this run.
+    pub vmm: Vmm,
+    roots: Roots,
+    before: BTreeSet<String>,
+    started: Instant,
+}
+
+impl TestHost {
+    /// Runs a test on a host with this VMM, or says why not. Afterwards the host must be as it was before; when the
+    /// test panics, everything of it is removed.
+    ///
+    /// # Panics
+    /// When the test does, or leaves something behind.
+    pub fn run(vmm: Vmm, name: &str, test: fn(&TestHost)) {
+        if let Err(reason) = usable(vmm) {
+            skip::report(name, &reason);
+            return;
+        }
+        // One at a time, however many threads or processes the runner takes: the host's state is compared.
+        let _turn = turn();
+        let host = Self::new(vmm);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(&host))) {
+            host.tell();
+            host.sweep();
+            resume_unwind(panic);
+        }
+        let done = catch_unwind(AssertUnwindSafe(|| host.remove_all()));
+        host.sweep();
+        done.unwrap_or_else(|panic| resume_unwind(panic));
+        host.step(&format!("{name} done"));
+    }
+
+    fn new(vmm: Vmm) -> Self {
+        let before = kernel::traces(&[]);
+        let roots = Roots::new();
+        images::install(&roots.root()).expect("the images under the test's root");
+        Self { vmm, roots, before, started: Instant::now() }
+    }
+
+    /// Another host beside this one, with roots of its own.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.vmm)
+    }
+
+    /// The two roots.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// `WRENN_ROOT`.
+    pub fn root(&self) -> PathBuf {
+        self.roots.root()
+    }
+
+    /// Says what is being done and how long after the start, for whoever waits or reads a failure.
+    pub fn step(&self, what: &str) {
+        eprintln!("  {:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+
+    /// One of the programs, on this host.
+    pub fn program(&self, name: &str) -> Program {
+        self.roots.program(name)
+    }
+
+    /// The supervisor.
+    pub fn wrenn<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Program {
+        self.program("wrenn").args(args)
+    }
+
+    /// One tool's verb on a document, which must succeed. Gives the new document.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn tool(&self, name: &str, verb: &str, document: &Value) -> Value {
+        self.program(name).args([verb]).stdin(document.to_string()).run().success().reply()
+    }
+
+    /// Boots a sandbox from `minimal`: 1 vcpu, 256 MiB.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn create(&self, id: &str) -> Sandbox<'_> {
+        self.create_from(id, "minimal", &["--memory", "256", "--vcpus", "1", "--disk", "512"])
+    }
+
+    /// Boots or launches a sandbox from this template.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn create_from(&self, id: &str, template: &str, more: &[&str]) -> Sandbox<'_> {
+        let args = ["create", "--id", id, "--template", template, "--vmm", self.vmm.name()];
+        let document = self.wrenn(args).args(more).run().success().reply();
+        assert_eq!(document["state"], "running", "{document}");
+        Sandbox::new(self, id)
+    }
+
+    /// The ids of `wrenn ls`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn ids(&self) -> Vec<String> {
+        let listed = self.wrenn(["ls"]).run().success().reply();
+        let all = listed["sandboxes"].as_array().expect("sandboxes");
+        all.iter().map(|sandbox| sandbox["id"].as_str().expect("id").to_owned()).collect()
+    }
+
+    /// What this host's sandboxes have left in the kernel.
+    pub fn leftovers(&self) -> Vec<String> {
+        let now = kernel::traces(&[self.roots.dir()]);
+        now.difference(&self.before).cloned().collect()
+    }
+
+    /// Removes every sandbox as a user would, and finds the host as it was.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn remove_all(&self) {
+        for id in self.ids() {
+            let _ = self.wrenn(["rm", &id]).run().success();
+        }
+        self.assert_clean();
+    }
+
+    /// Finds nothing of this host's sandboxes: not in the kernel, not in the tools' lists, not in `WRENN_RUN` (where
+    /// locks stay by contract), not on disk.
+    ///
+    /// # Panics
+    /// When there is something.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.leftovers(), [""; 0], "left behind");
+        let slots = self.program("wrenn-net").args(["list"]).run().success().reply();
+        assert_eq!(slots["slots"], json!([]));
+        let disks = self.program("wrenn-cow").args(["list"]).run().success().reply();
+        assert_eq!(disks["disks"], json!([]));
+        assert_eq!(disks["loops"], json!([]));
+        let mut run = kernel::list(self.roots.run());
+        run.retain(|name| name != "locks");
+        assert_eq!(run, [""; 0], "left in WRENN_RUN");
+        assert_eq!(kernel::list(self.root().join("sandboxes")), [""; 0], "left on disk");
+    }
+
+    /// After a failure: the last lines of every log.
+    fn tell(&self) {
+        let mut left = vec![self.roots.run()];
+        while let Some(dir) = left.pop() {
+            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    left.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "log") {
+                    tail(&path);
+                }
+            }
+        }
+    }
+
+    /// Removes what there still is: by our own programs first, then what keeps them from it.
+    fn sweep(&self) {
+        let try_to = |name: &str, args: &[&str]| {
+            let _ = catch_unwind(AssertUnwindSafe(|| self.program(name).args(args).run()));
+        };
+        if self.leftovers().is_empty() {
+            return;
+        }
+        try_to("wrenn", &["shutdown", "--destroy"]);
+        try_to("wrenn", &["gc"]);
+        for (pid, _) in kernel::processes_of(self.roots.dir()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        try_to("wrenn-net", &["gc"]);
+        try_to("wrenn-cow", &["gc"]);
+        for left in self.leftovers() {
+            eprintln!("still there after everything: {left}");
+        }
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        self.sweep();
+    }
+}
+
+fn tail(path: &Path) {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    eprintln!("--- {}", path.display());
+    lines[lines.len().saturating_sub(30)..].iter().for_each(|line| eprintln!("{line}"));
+}
+
+fn usable(vmm: Vmm) -> Result<(), String> {
+    if std::env::var_os("WRENN_LAB").is_none() {
+        return Err("needs root, device-mapper and KVM: run it by scripts/lab".into());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Err("needs root".into());
+    }
+    for device in ["/dev/kvm", "/dev/mapper/control", "/dev/net/tun"] {
+        if !Path::new(device).exists() {
+            return Err(format!("there is no {device} here"));
+        }
+    }
+    vmm.program()?;
+    images::available()
+}
+
+fn turn() -> Flock<std::fs::File> {
+    let path = std::env::temp_dir().join("wrenn-tests.turn");
+    let file = std::fs::File::options().create(true).append(true).open(&path).expect("a file to lock");
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("its lock")
+}

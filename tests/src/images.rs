@@ -1,0 +1,70 @@
+//! The images of `make image`, put under a test's own root.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Where `make image` leaves them: `WRENN_IMAGES`, else `target/image`.
+fn source() -> PathBuf {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/image");
+    std::env::var_os("WRENN_IMAGES").map_or_else(|| built.into(), PathBuf::from)
+}
+
+/// What a root needs to boot `minimal`, as (path in `target/image`, path in the root).
+const FILES: [(&str, &str); 3] = [
+    ("kernel", "kernels/vmlinux"),
+    ("initrd", "kernels/initrd"),
+    ("minimal/rootfs.ext4", "images/minimal/rootfs.ext4"),
+];
+
+/// Whether the images are there.
+///
+/// # Errors
+/// Which one is not.
+pub fn available() -> Result<(), String> {
+    for (from, _) in FILES {
+        let path = source().join(from);
+        if !path.is_file() {
+            return Err(format!("{} is not there: make image", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Puts them under this root. They are read from their place only once: it may be slow (9p, in the lab).
+///
+/// # Errors
+/// What the file systems said.
+pub fn install(root: &Path) -> io::Result<()> {
+    let cache = std::env::temp_dir().join("wrenn-tests-images");
+    for (from, to) in FILES {
+        let (cached, to) = (cache.join(to), root.join(to));
+        if !cached.is_file() {
+            let beside = cached.with_extension(std::process::id().to_string());
+            copy(&source().join(from), &beside)?;
+            fs::rename(&beside, &cached)?;
+        }
+        copy(&cached, &to)?;
+    }
+    Ok(())
+}
+
+/// Copies a file without its blocks of zeros.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    let mut source = File::open(from)?;
+    let mut target = File::create(to)?;
+    target.set_len(source.metadata()?.len())?;
+    let mut block = vec![0; 256 * 1024];
+    loop {
+        let read = source.read(&mut block)?;
+        if read == 0 {
+            return Ok(());
+        }
+        if block[..read].iter().all(|&byte| byte == 0) {
+            target.seek(SeekFrom::Current(read as i64))?;
+        } else {
+            target.write_all(&block[..read])?;
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! One sandbox, as the supervisor's user sees it.
+
+use crate::Value;
+use crate::host::TestHost;
+
+/// A sandbox of a test's host.
+#[derive(Debug)]
+pub struct Sandbox<'a> {
+    host: &'a TestHost,
+    /// Its id.
+    pub id: String,
+}
+
+impl<'a> Sandbox<'a> {
+    pub(crate) fn new(host: &'a TestHost, id: &str) -> Self {
+        Self { host, id: id.to_owned() }
+    }
+
+    /// Its document.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn document(&self) -> Value {
+        self.verb("get")
+    }
+
+    /// Runs a shell script in the guest, which must succeed. Gives what it printed, without the end of its last line.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.host.wrenn(["exec", &self.id, "--", "/bin/sh", "-ec", script]).run().success();
+        output.text().trim_end().to_owned()
+    }
+
+    /// A verb of the supervisor's on it, which must succeed. Gives the document.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn verb(&self, verb: &str) -> Value {
+        self.host.wrenn([verb, &self.id]).run().success().reply()
+    }
+
+    /// Pauses it. Gives the document.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn pause(&self) -> Value {
+        let document = self.verb("pause");
+        assert_eq!(document["state"], "paused", "{document}");
+        document
+    }
+
+    /// Resumes it. Gives the document.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn resume(&self) -> Value {
+        let document = self.verb("resume");
+        assert_eq!(document["state"], "running", "{document}");
+        document
+    }
+
+    /// Makes a directory in the guest's memory.
+    pub fn mount_memory(&self) {
+        self.sh("mkdir -p /mem; mount -t tmpfs -o size=120m none /mem");
+    }
+
+    /// The checksum of a file of the guest's.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn sum(&self, path: &str) -> String {
+        self.sh(&format!("sha256sum <{path}"))
+    }
+
+    /// The checksum of a file, read from the disk itself rather than from the guest's memory.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn sum_on_disk(&self, path: &str) -> String {
+        self.sh(&format!("sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum <{path}"))
+    }
+
+    /// Leaves a process counting in the guest: in its own memory, and telling in a file where it is.
+    pub fn start_counting(&'a self) -> Counter<'a> {
+        let script = "mkdir -p /mem/count; cat >/mem/count/run <<'EOF'
+n=0
+while :; do n=$((n + 1)); echo $n >/mem/count/new; mv /mem/count/new /mem/count/now; usleep 100000; done
+EOF
+        setsid sh /mem/count/run >/dev/null 2>&1 </dev/null & echo $!";
+        let counter = Counter { sandbox: self, pid: self.sh(script) };
+        counter.counts_on(0);
+        counter
+    }
+}
+
+/// A process in the guest that counts.
+#[derive(Debug)]
+pub struct Counter<'a> {
+    sandbox: &'a Sandbox<'a>,
+    /// Its pid in the guest.
+    pub pid: String,
+}
+
+impl<'a> Counter<'a> {
+    /// The same process in a clone of the sandbox.
+    pub fn seen_in(&self, clone: &'a Sandbox<'a>) -> Counter<'a> {
+        Counter { sandbox: clone, pid: self.pid.clone() }
+    }
+
+    /// Where it is.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn now(&self) -> u64 {
+        let script = format!("grep -q /mem/count/run /proc/{}/cmdline && cat /mem/count/now", self.pid);
+        self.sandbox.sh(&script).parse().expect("a number")
+    }
+
+    /// Finds the same process counting on from there: never behind it, and getting ahead of it. Gives where it is.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn counts_on(&self, from: u64) -> u64 {
+        let wait = format!(
+            "n=0; for try in $(seq 600); do
+                 read n </mem/count/now || n=0
+                 [ ${{first:=$n}} -ge {from} ] || break
+                 [ $n -le {from} ] || break
+                 usleep 50000
+             done 2>/dev/null; echo $n"
+        );
+        let reached: u64 = self.sandbox.sh(&wait).parse().expect("a number");
+        assert!(reached > from, "the count stands at {reached}, after {from}");
+        let now = self.now();
+        assert!(now >= reached, "the count went back from {reached} to {now}");
+        now
+    }
+}
