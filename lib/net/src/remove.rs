@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
+use nix::net::if_::if_nametoindex;
 use sys::netns;
 use wire::{Call, Error as WireError, Map, Reply, Value};
 
@@ -10,6 +12,9 @@ use crate::netlink::Socket;
 use crate::netlink::route::{Link, delete_link};
 use crate::state::State;
 use crate::{Error, Owner, Slot, host};
+
+/// How long a removal of an interface may take to show before it is asked for again, and waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, WireError> {
     let owner = Owner::new(call.host.tag(), call.id()?);
@@ -57,8 +62,16 @@ pub(crate) fn take_down(state: &State) -> Result<(), WireError> {
     )
 }
 
+/// The kernel takes the interface off its list within a millisecond and then lets the caller wait for tens of them, for a
+/// grace period of its own (`rcu_barrier` in `netdev_run_todo`). Here it waits for the first only.
 fn remove_link(link: &Link) -> Result<(), Error> {
-    match Socket::route()?.send(&[delete_link(link.index, &link.name)]) {
+    let request = delete_link(link.index, &link.name);
+    let gone = || if_nametoindex(link.name.as_str()) != Ok(link.index);
+    let mut socket = Socket::route()?;
+    if socket.send_until(&request, PATIENCE, gone)? {
+        return Ok(());
+    }
+    match socket.send(&[request]) {
         // It went with its namespace, or with the peer that somebody removed.
         Err(error) if error.errno() == Some(nix::libc::ENODEV) => Ok(()),
         other => other,

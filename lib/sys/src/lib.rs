@@ -3,6 +3,7 @@
 //! the library above gives it a meaning and names the path or object it was about.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod apart;
 pub mod detach;
 pub mod dm;
 pub mod fdpass;

@@ -4,6 +4,7 @@
 //! not even SIGKILL.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket as Raw, SocketAddr};
@@ -23,6 +24,8 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+/// linux/rtnetlink.h: the group that hears of every interface made, changed or removed.
+const RTNLGRP_LINK: u32 = 1;
 
 /// One message to the kernel.
 #[derive(Debug)]
@@ -110,6 +113,36 @@ impl Socket {
                 return Ok(answers);
             }
         }
+    }
+
+    /// Sends one request, and returns once `done` says so: for one that takes effect long before the kernel answers it.
+    /// What changes in the kernel's list of interfaces is what makes it ask again. `false` when `limit` is over first, or
+    /// when the request could not be sent that way.
+    pub fn send_until(
+        &mut self,
+        request: &Request,
+        limit: Duration,
+        done: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
+        let failed = || Error::refused(request.what.clone());
+        let changes = Self::route()?;
+        changes.raw.add_membership(RTNLGRP_LINK).map_err(failed())?;
+        let mut bytes = Vec::new();
+        encode(&mut bytes, request, 0);
+        if let Err(error) = sys::apart::send(&self.raw, &bytes) {
+            log::debug!("cannot {} from a process apart: {error}", request.what);
+            return Ok(false);
+        }
+        let deadline = Instant::now() + limit;
+        while !done() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !sys::process::readable(&changes.raw, left).map_err(failed())? {
+                return Ok(false);
+            }
+            // What they say does not matter, nor does it whether some were lost (ENOBUFS).
+            let _ = changes.raw.recv_from_full();
+        }
+        Ok(true)
     }
 
     /// Returns the sequence number of the first; the others follow.
