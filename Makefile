@@ -1,0 +1,50 @@
+# Wrenn. `make help` lists the targets.
+PREFIX ?= /usr/local
+WRENN_ROOT ?= /var/lib/wrenn
+CMD ?=
+PROGRAMS := wrenn wrenn-snap wrenn-uffd wrenn-cow wrenn-net wrenn-launch wrenn-guest
+
+.PHONY: help setup build image lab test lint lifecycle bench install
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install what building, the lab and the tests need (Debian, as root)
+	scripts/setup
+
+build: ## build all programs, in target/debug
+	cargo build --workspace --bins
+
+image: ## make a guest kernel, initramfs and minimal root, in target/image (as root)
+	scripts/image
+
+lab: ## a shell in the lab, or CMD='…'
+	scripts/lab $(CMD)
+
+test: ## all tests: here, and the privileged ones in the lab (as root)
+	scripts/test
+
+lint: ## formatting, clippy and shellcheck, as CI runs them
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	shellcheck --severity=warning $$(git ls-files scripts .ci)
+
+lifecycle: build image ## one sandbox's whole life in the lab, by pipes and jq (wants WRENN_FIRECRACKER)
+	scripts/lab scripts/lifecycle.sh
+
+bench: ## the benchmarks, each beside what it is compared with
+	cargo bench --package wrenn-benches
+
+install: ## programs to PREFIX/bin; kernel and images of `make image`, if made, to WRENN_ROOT
+	cargo build --release $(PROGRAMS:%=--bin %)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAMS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+	if [ -f target/image/kernel ]; then \
+		install -d $(DESTDIR)$(WRENN_ROOT)/kernels && \
+		install -m 644 target/image/initrd $(DESTDIR)$(WRENN_ROOT)/kernels/initrd && \
+		install -m 644 target/image/kernel $(DESTDIR)$(WRENN_ROOT)/kernels/vmlinux; \
+	fi
+	for root in $(wildcard target/image/*/rootfs.ext4); do \
+		to=$(DESTDIR)$(WRENN_ROOT)/images/$$(basename $$(dirname $$root)) && install -d $$to && \
+		cp --sparse=always $$root $$to/.rootfs.new && mv $$to/.rootfs.new $$to/rootfs.ext4 || exit 1; \
+	done
