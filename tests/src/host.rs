@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 
 use crate::sandbox::Sandbox;
@@ -21,6 +23,7 @@ pub struct TestHost {
     roots: Roots,
     before: BTreeSet<String>,
     started: Instant,
+    disk: Option<PathBuf>,
 }
 
 impl TestHost {
@@ -49,16 +52,54 @@ impl TestHost {
     }
 
     fn new(vmm: Vmm) -> Self {
+        Self::with(vmm, Roots::new(), None)
+    }
+
+    fn with(vmm: Vmm, roots: Roots, disk: Option<PathBuf>) -> Self {
         let before = kernel::traces(&[]);
-        let roots = Roots::new();
-        images::install(&roots.root()).expect("the images under the test's root");
-        Self { vmm, roots, before, started: Instant::now() }
+        let host = Self { vmm, roots, before, started: Instant::now(), disk };
+        images::install(&host.root()).expect("the images under the test's root");
+        host
     }
 
     /// Another host beside this one, with roots of its own.
     #[must_use]
     pub fn another(&self) -> Self {
         Self::new(self.vmm)
+    }
+
+    /// Another host whose `WRENN_ROOT` is a disk of its own of this size, in memory, that can be filled.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    #[must_use]
+    pub fn on_a_disk_of(&self, bytes: u64) -> Self {
+        let roots = Roots::new();
+        let disk = roots.root();
+        std::fs::create_dir(&disk).expect("a directory to mount on");
+        let size = format!("size={bytes}");
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).expect("a disk");
+        Self::with(self.vmm, roots, Some(disk))
+    }
+
+    /// From here on only this many more files can be made on this host's own disk.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn allow_new_files(&self, more: u64) {
+        let disk = self.disk.as_deref().expect("a disk of its own");
+        let now = statvfs(disk).expect("its state");
+        let limit = format!("nr_inodes={}", now.files() - now.files_free() + more);
+        mount(None::<&str>, disk, None::<&str>, MsFlags::MS_REMOUNT, Some(limit.as_str())).expect("a limit");
+    }
+
+    /// Bytes that are free where `WRENN_ROOT` is.
+    ///
+    /// # Panics
+    /// When that cannot be told.
+    pub fn free_bytes(&self) -> u64 {
+        let now = statvfs(&self.root()).expect("its state");
+        now.blocks_free() * now.fragment_size()
     }
 
     /// The two roots.
@@ -135,7 +176,7 @@ impl TestHost {
     /// When it is not.
     pub fn remove_all(&self) {
         for id in self.ids() {
-            let _ = self.wrenn(["rm", &id]).run().success();
+            self.wrenn(["rm", &id]).run().success();
         }
         self.assert_clean();
     }
@@ -181,6 +222,9 @@ impl TestHost {
         if self.leftovers().is_empty() {
             return;
         }
+        if self.disk.is_some() {
+            self.allow_new_files(1 << 16);
+        }
         try_to("wrenn", &["shutdown", "--destroy"]);
         try_to("wrenn", &["gc"]);
         for (pid, _) in kernel::processes_of(self.roots.dir()) {
@@ -197,6 +241,9 @@ impl TestHost {
 impl Drop for TestHost {
     fn drop(&mut self) {
         self.sweep();
+        if let Some(disk) = &self.disk {
+            let _ = umount2(disk, MntFlags::MNT_DETACH);
+        }
     }
 }
 

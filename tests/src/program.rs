@@ -190,7 +190,6 @@ impl Output {
     ///
     /// # Panics
     /// When its status is not 0.
-    #[must_use]
     pub fn success(self) -> Self {
         self.status_is(0)
     }
@@ -199,7 +198,6 @@ impl Output {
     ///
     /// # Panics
     /// When it is another.
-    #[must_use]
     pub fn status_is(self, status: i32) -> Self {
         assert_eq!(
             self.status,

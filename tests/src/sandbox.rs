@@ -1,5 +1,7 @@
 //! One sandbox, as the supervisor's user sees it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use crate::Value;
 use crate::host::TestHost;
 
@@ -66,20 +68,32 @@ impl<'a> Sandbox<'a> {
         self.sh("mkdir -p /mem; mount -t tmpfs -o size=120m none /mem");
     }
 
-    /// The checksum of a file of the guest's.
-    ///
-    /// # Panics
-    /// When it cannot be read.
-    pub fn sum(&self, path: &str) -> String {
-        self.sh(&format!("sha256sum <{path}"))
+    /// Fills a file of the guest's with this many MiB of random bytes. Gives its checksum.
+    pub fn fill(&self, path: &str, mib: u32) -> String {
+        self.sh(&format!("dd if=/dev/urandom of={path} bs=1M count={mib} status=none; sync"));
+        self.sum(path)
     }
 
-    /// The checksum of a file, read from the disk itself rather than from the guest's memory.
+    /// The checksum of a file of the guest's. (Against corruption, not against anybody: the quickest there is.)
+    pub fn sum(&self, path: &str) -> String {
+        self.sh(&format!("md5sum <{path}"))
+    }
+
+    /// The checksum of a file on the disk itself, past the guest's memory.
+    pub fn sum_on_disk(&self, path: &str) -> String {
+        self.sh(&format!("dd if={path} bs=1M iflag=direct status=none | md5sum"))
+    }
+
+    /// Finds the guest's clock near this host's.
     ///
     /// # Panics
-    /// When it cannot be read.
-    pub fn sum_on_disk(&self, path: &str) -> String {
-        self.sh(&format!("sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum <{path}"))
+    /// When it is not.
+    pub fn assert_clock(&self) {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+        let before = now();
+        let guest: u64 = self.sh("date +%s").parse().expect("seconds");
+        let near = before.saturating_sub(2)..=now() + 2;
+        assert!(near.contains(&guest), "{}: {guest} in the guest, {before} here", self.id);
     }
 
     /// Leaves a process counting in the guest: in its own memory, and telling in a file where it is.

@@ -184,7 +184,6 @@ fn surroundings(args: &[String]) -> Value {
         "cwd": std::env::current_dir().unwrap(),
         "net": link("/proc/self/ns/net"),
         "mnt": link("/proc/self/ns/mnt"),
-        "interfaces": names(Path::new("/sys/class/net")),
         "tmp": names(Path::new("/tmp")),
         "tmp_mode": fs::metadata("/tmp").unwrap().mode() & 0o7777,
         "files": files,
