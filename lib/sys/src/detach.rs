@@ -43,6 +43,13 @@ pub fn spawn(mut command: Command, keep: Vec<OwnedFd>) -> io::Result<Child> {
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
+            // Inherited otherwise: SIGTERM would not end a program whose caller reads its signals (see `signals`).
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            if libc::sigemptyset(&mut none) < 0
+                || libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) < 0
+            {
+                return Err(io::Error::last_os_error());
+            }
             let mut next = 3;
             for fd in &keep {
                 // dup2 clears close-on-exec on the new number.
@@ -97,6 +104,19 @@ mod tests {
         let (_reader, writer) = io::pipe().unwrap();
         let error = spawn(Command::new("/nonexistent/program"), vec![writer.into()]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_detached_program_can_be_ended_by_the_signals_that_its_caller_blocks() {
+        crate::signals::block().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        let mut child = spawn(command, vec![]).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let blocked = status.lines().find(|line| line.starts_with("SigBlk:")).unwrap().to_owned();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(blocked, "SigBlk:\t0000000000000000");
     }
 
     #[test]
