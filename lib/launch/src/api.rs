@@ -248,7 +248,7 @@ mod tests {
         let (mut api, server, _dir) = served(vec![
             b"HTTP/1.1 200 \r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}",
             b"HTTP/1.1 204 \r\n\r\n",
-            b"HTTP/1.1 400 \r\nContent-Length: 25\r\n\r\n{\"fault_message\":\"no\\nno\"}",
+            b"HTTP/1.1 400 \r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"no\\nno\"}",
         ]);
         assert_eq!(api.peer_pid(), Some(std::process::id() as i32));
         let limit = Duration::from_secs(10);

@@ -10,12 +10,12 @@ const MAX_BYTES: usize = 1800;
 /// What a guest is booted with when the document has no `cmdline`.
 ///
 /// `reboot=k panic=1`: a guest that reboots or panics ends its VMM. The `i8042` words spare the kernel half a second of
-/// looking for a mouse. The initramfs mounts `root=` and hands over to `init=`; the agent sets up `eth0` from `ip=`, whose
-/// form is the kernel's own (Documentation/admin-guide/nfs/nfsroot.rst).
+/// looking for a mouse. `root=` is for a kernel without an initramfs; the one of scripts/image mounts that disk by itself.
+/// The agent sets up `eth0` from `ip=`, whose form is the kernel's own (Documentation/admin-guide/nfs/nfsroot.rst).
 pub(crate) fn default(id: &Id, net: Option<&Net>) -> String {
     let mut words = vec![
         "console=ttyS0 quiet reboot=k panic=1 i8042.noaux i8042.nomux i8042.dumbkbd".to_owned(),
-        "root=/dev/vda rw init=/sbin/init".to_owned(),
+        "root=/dev/vda rw".to_owned(),
     ];
     if let Some(net) = net {
         let (guest, gateway) = (net.guest_ip, net.tap_ip);
