@@ -40,12 +40,38 @@ pub fn read_header(dir: &Path) -> Result<Header, Error> {
     Header::parse(&bytes).map_err(|fault| Error::Header { path, fault })
 }
 
-/// Opens the diff file of a build that a header in `dir` refers to. Old snapshots, which have one build, call it
+/// A diff file, opened.
+#[derive(Debug)]
+pub struct Diff {
+    /// Its build.
+    pub build: Uuid,
+    /// Its path.
+    pub path: PathBuf,
+    /// Open for reading.
+    pub file: File,
+}
+
+/// Opens every diff file that the header of `dir` refers to. Each is checked to be as long as the header needs.
+///
+/// # Errors
+/// `corrupt` when one is missing or too short.
+pub fn open_diffs(dir: &Path, header: &Header) -> Result<Vec<Diff>, Error> {
+    let open = |(build, wanted)| {
+        let diff = open_diff(dir, header, build)?;
+        match regular_length(&diff.file, &diff.path)? {
+            bytes if bytes < wanted => Err(Error::DiffShort { path: diff.path, bytes, wanted }),
+            _ => Ok(diff),
+        }
+    };
+    header.builds().into_iter().map(open).collect()
+}
+
+/// Opens the diff file of a build that the header of `dir` refers to. Old snapshots, which have one build, call it
 /// `memfile`.
 ///
 /// # Errors
 /// `corrupt` when there is none.
-pub fn open_diff(dir: &Path, header: &Header, build: Uuid) -> Result<(PathBuf, File), Error> {
+pub fn open_diff(dir: &Path, header: &Header, build: Uuid) -> Result<Diff, Error> {
     let path = diff_path(dir, build);
     let opened = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && is_only_build(header, build) => {
@@ -54,10 +80,13 @@ pub fn open_diff(dir: &Path, header: &Header, build: Uuid) -> Result<(PathBuf, F
         }
         opened => opened.map(|file| (path.clone(), file)),
     };
-    opened.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::DiffMissing { path, header: header_path(dir) },
-        _ => Error::io("open", path)(error),
-    })
+    match opened {
+        Ok((path, file)) => Ok(Diff { build, path, file }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Error::DiffMissing { path, header: header_path(dir) })
+        }
+        Err(error) => Err(Error::io("open", path)(error)),
+    }
 }
 
 fn is_only_build(header: &Header, build: Uuid) -> bool {

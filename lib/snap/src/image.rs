@@ -4,7 +4,6 @@ use std::fs::File;
 use std::path::Path;
 
 use sys::mapping::Mapping;
-use uuid::Uuid;
 
 use crate::Error;
 use crate::directory;
@@ -72,19 +71,15 @@ impl Image {
     /// # Errors
     /// `corrupt` when a diff file is missing or too short.
     pub fn with_header(dir: &Path, header: &Header) -> Result<Self, Error> {
-        let mut files = Vec::new();
-        let mut builds = Vec::new();
-        for (build, wanted) in header.builds() {
-            let (path, file) = directory::open_diff(dir, header, build)?;
-            files.push(map(&path, &file, wanted)?);
-            builds.push(build);
-        }
+        let diffs = directory::open_diffs(dir, header)?;
+        let files = diffs.iter().map(|diff| Mapping::of(&diff.file).map_err(Error::io("map", &diff.path)));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
         let mut merged = Vec::with_capacity(header.records.len());
         header.records.iter().for_each(|record| header::push(&mut merged, *record));
         let run = |record: &Record| Run {
             offset: record.offset,
             storage_offset: record.storage_offset,
-            file: file_of(&builds, record.build),
+            file: diffs.iter().position(|diff| diff.build == record.build).map_or(ZERO, |index| index as u32),
         };
         let runs = merged.iter().map(run).collect();
         Ok(Self { size: header.size, block_size: header.block_size, runs, files })
@@ -121,7 +116,8 @@ impl Image {
         if end < size {
             runs.push(Run { offset: end, storage_offset: 0, file: ZERO });
         }
-        Ok(Self { size, block_size, runs, files: vec![map(path, &file, size)?] })
+        let mapping = Mapping::of(&file).map_err(Error::io("map", path))?;
+        Ok(Self { size, block_size, runs, files: vec![mapping] })
     }
 
     /// Bytes of memory.
@@ -185,18 +181,6 @@ impl Image {
             Some(piece)
         })
     }
-}
-
-fn file_of(builds: &[Uuid], build: Uuid) -> u32 {
-    builds.iter().position(|other| *other == build).map_or(ZERO, |index| index as u32)
-}
-
-fn map(path: &Path, file: &File, wanted: u64) -> Result<Mapping, Error> {
-    let bytes = directory::regular_length(file, path)?;
-    if bytes < wanted {
-        return Err(Error::DiffShort { path: path.to_owned(), bytes, wanted });
-    }
-    Mapping::of(file).map_err(Error::io("map", path))
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
 //! Files with holes: where their data is, making holes, sharing data instead of copying it.
+//!
+//! Copying a range inside the kernel needs no wrapper: `std::io::copy` between files uses `copy_file_range(2)`.
 
 use std::fs::File;
 use std::io;
@@ -73,16 +75,4 @@ pub fn clone_file(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     // its argument and no pointer.
     unsafe { ficlone(to.as_fd().as_raw_fd(), from.as_fd().as_raw_fd() as _) }?;
     Ok(())
-}
-
-/// Copies a range inside the kernel, which shares the data where the file system can. Returns how much was copied,
-/// which may be less than asked for; 0 at the end of `from`.
-///
-/// # Errors
-/// What `copy_file_range(2)` said.
-pub fn copy_range(from: impl AsFd, range: Range<u64>, to: impl AsFd, at: u64) -> io::Result<u64> {
-    let (mut start, length) = signed(&range)?;
-    let mut at = i64::try_from(at).map_err(|_| io::Error::from(Errno::EOVERFLOW))?;
-    let length = usize::try_from(length).map_err(|_| io::Error::from(Errno::EOVERFLOW))?;
-    Ok(nix::fcntl::copy_file_range(from, Some(&mut start), to, Some(&mut at), length)? as u64)
 }

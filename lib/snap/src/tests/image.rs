@@ -1,6 +1,8 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use uuid::Uuid;
+
 use super::*;
 
 const A: Uuid = Uuid::from_u128(0xa);

@@ -1,0 +1,219 @@
+//! The files of a snapshot being packed: the diff file, in place or copied; the parents' diff files; the header.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use uuid::Uuid;
+use wire::Undo;
+
+use crate::directory::Diff;
+use crate::header::{Header, Record};
+use crate::pack::Mode;
+use crate::scan::{Fate, Run, Scan};
+use crate::{Content, Error, directory, place};
+
+/// Gives the raw file its second name, the diff file's, where the mode wants that and the file systems allow it.
+/// Returns whether it has it: whether packing is in place.
+///
+/// # Errors
+/// `conflict` when the name is taken, `invalid` when the mode asks for what cannot be.
+pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<bool, Error> {
+    if mode == Mode::Copy {
+        return Ok(false);
+    }
+    let linked = match fs::symlink_metadata(raw) {
+        Ok(metadata) if metadata.is_symlink() => Err(Errno::ELOOP.into()),
+        _ => fs::hard_link(raw, target),
+    };
+    match linked {
+        Ok(()) => {
+            let (raw, target) = (raw.to_owned(), target.to_owned());
+            undo.push(target.display().to_string(), move || {
+                // The last name of that memory is not taken away.
+                if !crate::spans::same_file(&raw, &target) {
+                    let lost = io::Error::from(io::ErrorKind::NotFound);
+                    return Err(Error::io("give back the name", raw)(lost).into());
+                }
+                place::gone(fs::remove_file(&target)).map_err(|error| Error::io("remove", target)(error).into())
+            });
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Error::Exists { path: target.to_owned() })
+        }
+        Err(error) if !cannot_link(&error) => Err(Error::io("link", target)(error)),
+        Err(_) if mode == Mode::Auto => Ok(false),
+        Err(error) => {
+            let what = format!("inplace needs a hard link from {} to {}: {error}", raw.display(), target.display());
+            Err(Error::field("mode", what))
+        }
+    }
+}
+
+/// Whether hard links are impossible between these two names: other file system, none on this one, a symlink.
+fn cannot_link(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EXDEV | Errno::EPERM | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ELOOP))
+}
+
+/// Takes the raw file's own name away once the snapshot is published; undoing gives it back.
+///
+/// # Errors
+/// What the kernel said.
+pub fn release(raw: &Path, target: &Path, undo: &mut Undo) -> Result<(), Error> {
+    fs::remove_file(raw).map_err(Error::io("remove", raw))?;
+    let (from, to) = (target.to_owned(), raw.to_owned());
+    undo.push(raw.display().to_string(), move || {
+        fs::hard_link(from, &to).map_err(|error| Error::io("give back", to)(error).into())
+    });
+    Ok(())
+}
+
+/// The diff file to be made.
+pub struct Job<'a> {
+    /// The raw file, as it was scanned.
+    pub scan: &'a Scan<'a>,
+    /// What the scan found.
+    pub runs: &'a [Run],
+    /// The header's records; those of `build` say what lies where.
+    pub records: &'a [Record],
+    /// The diff file's build.
+    pub build: Uuid,
+    /// Its path.
+    pub target: &'a Path,
+}
+
+impl Job<'_> {
+    /// The raw file is the diff file already. What it need not hold becomes holes: before it is synced, if that loses
+    /// nothing, and otherwise only when nothing can be undone any more.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn in_place(&self, raw: &Path, lossless: bool, undo: &mut Undo) -> Result<(), Error> {
+        let file = File::options().write(true).open(raw).map_err(Error::io("write to", raw))?;
+        self.fill_from_parent(&file, raw)?;
+        let unused = self.unused();
+        if lossless {
+            punch(&file, &unused).map_err(Error::io("make holes in", raw))?;
+        }
+        file.sync_all().map_err(Error::io("sync", raw))?;
+        if !lossless {
+            let path = self.target.to_owned();
+            place::at_commit("holes", undo, move || {
+                if let Err(error) = punch(&file, &unused) {
+                    log::warn!("cannot free what {} need not hold: {error}", path.display());
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// The ranges that the raw file holds and the diff file need not.
+    fn unused(&self) -> Vec<Range<u64>> {
+        let unused = self.runs.iter().filter(|run| run.data && run.fate != Fate::Stored);
+        unused.map(|run| run.range.clone()).collect()
+    }
+
+    /// Writes a new diff file that holds what is stored, end to end.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn copy(&self, undo: &mut Undo) -> Result<(), wire::Error> {
+        let partial = place::Partial::create(self.target)?;
+        for record in self.own() {
+            wire::check_interrupt()?;
+            place::copy_range(self.scan.raw, record.offset, &partial.file, record.storage_offset, record.length)
+                .map_err(Error::io("write", self.target))?;
+        }
+        self.fill_from_parent(&partial.file, self.target)?;
+        Ok(partial.publish(undo)?)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(|record| record.build == self.build)
+    }
+
+    /// Puts the parent's pages into the stored blocks that have some of their own.
+    fn fill_from_parent(&self, file: &File, path: &Path) -> Result<(), Error> {
+        let Some(parent) = self.scan.parent else { return Ok(()) };
+        for record in self.own() {
+            for range in self.scan.spans.inherited(record.offset..record.end()) {
+                for piece in parent.pieces(range.start, range.end) {
+                    if let Content::Data(bytes) = piece.content {
+                        let at = record.storage_offset + (piece.offset - record.offset);
+                        file.write_all_at(bytes, at).map_err(Error::io("write", path))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn punch(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
+    ranges.iter().try_for_each(|range| sys::sparse::punch(file, range.clone()))
+}
+
+/// Brings along the diff files of `from` that `header` refers to.
+///
+/// # Errors
+/// `corrupt` when one is missing; what the kernel said.
+pub fn carry_diffs(
+    from: &Path,
+    of: &Header,
+    header: &Header,
+    dir: &Path,
+    undo: &mut Undo,
+) -> Result<(), wire::Error> {
+    for (build, _) in header.builds().into_iter().filter(|(build, _)| *build != header.build) {
+        wire::check_interrupt()?;
+        let diff = directory::open_diff(from, of, build)?;
+        place::carry(&diff.path, &directory::diff_path(dir, build), undo)?;
+    }
+    Ok(())
+}
+
+/// Copies the bytes of one record out of its diff file, sharing them where the file system can.
+///
+/// # Errors
+/// What the kernel said; `timeout` when interrupted.
+pub fn copy_record(diffs: &[Diff], record: &Record, to: &File, at: u64) -> Result<(), wire::Error> {
+    /// Between two looks at whether to stop.
+    const STEP: u64 = 64 << 20;
+    let Some(diff) = diffs.iter().find(|diff| diff.build == record.build) else { return Ok(()) };
+    for done in (0..record.length).step_by(STEP as usize) {
+        wire::check_interrupt()?;
+        let length = STEP.min(record.length - done);
+        place::copy_range(&diff.file, record.storage_offset + done, to, at + done, length)
+            .map_err(Error::io("copy from", &diff.path))?;
+    }
+    Ok(())
+}
+
+/// Writes the header, last: with it the directory is a snapshot. The names of the diff files are made to last before
+/// the header's is.
+///
+/// # Errors
+/// `conflict` when there is one; what the kernel said.
+pub fn publish(dir: &Path, header: &Header, undo: &mut Undo) -> Result<(), Error> {
+    place::sync_dir(dir)?;
+    place::write_new(&directory::header_path(dir), &header.to_bytes(), undo)?;
+    place::sync_dir(dir)
+}
+
+/// Writes the header over the one that is there, in one step.
+///
+/// # Errors
+/// What the kernel said.
+pub fn republish(dir: &Path, header: &Header, undo: &mut Undo) -> Result<(), Error> {
+    place::sync_dir(dir)?;
+    let path = directory::header_path(dir);
+    let partial = place::Partial::create(&path)?;
+    io::Write::write_all(&mut &partial.file, &header.to_bytes()).map_err(Error::io("write", &path))?;
+    partial.replace(undo)?;
+    place::sync_dir(dir)
+}

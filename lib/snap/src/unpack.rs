@@ -1,0 +1,57 @@
+//! `wrenn-snap unpack`: the whole memory of a snapshot as one sparse file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use wire::{Call, Field, Reply, Type, Undo, Verb};
+
+use crate::header::Header;
+use crate::{Error, directory, pack, place, store};
+
+/// The verb.
+pub const VERB: Verb = Verb {
+    fields: &[
+        Field::need("dir", Type::Path, "the snapshot's directory"),
+        Field::need("raw", Type::Path, "the file to write; one that is there is replaced"),
+    ],
+    reply: &[
+        Field::need("size", Type::Integer, "bytes of memory"),
+        Field::need("build", Type::String, "the snapshot's build"),
+        Field::need("generation", Type::Integer, "diffs between this image and a full one"),
+        Field::need("elapsed_ms", Type::Number, "how long it took, in milliseconds"),
+    ],
+    example: "wrenn-snap unpack dir=/tmp/snapshot raw=/tmp/mem.raw",
+    ..Verb::new("unpack", "write a snapshot's whole memory as one sparse file", run)
+};
+
+fn run(call: &mut Call) -> Result<Reply, wire::Error> {
+    let started = Instant::now();
+    let fields = call.fields();
+    let (dir, raw): (std::path::PathBuf, std::path::PathBuf) = (fields.need("dir")?, fields.need("raw")?);
+    let header = unpack(&dir, &raw, call.undo)?;
+    call.answer("size", header.size);
+    call.answer("build", header.build.to_string());
+    call.answer("generation", header.generation);
+    call.answer("elapsed_ms", pack::elapsed_ms(started));
+    Ok(Reply::Document)
+}
+
+/// Writes the memory image in `dir` to `raw`, which appears complete or not at all.
+///
+/// # Errors
+/// `not_found` when there is no snapshot, `corrupt` when it is damaged; what the kernel said.
+pub fn unpack(dir: &Path, raw: &Path, undo: &mut Undo) -> Result<Header, wire::Error> {
+    let header = directory::read_header(dir)?;
+    let diffs = directory::open_diffs(dir, &header)?;
+    if raw.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::field("raw", format!("{} is not a regular file", raw.display())).into());
+    }
+    let partial = place::Partial::create(raw)?;
+    partial.file.set_len(header.size).map_err(Error::io("write", raw))?;
+    for record in &header.records {
+        store::copy_record(&diffs, record, &partial.file, record.offset)?;
+    }
+    partial.replace(undo)?;
+    place::sync_dir(raw.parent().unwrap_or(raw))?;
+    Ok(header)
+}

@@ -1,0 +1,217 @@
+//! Chains of packs, merges and unpacks against a model that is nothing but the memory's bytes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use snap::pack::{Blocks, Kind, Mode, Pack, Packed, pack};
+use snap::{Content, Image, Removed};
+use wire::Undo;
+
+const PAGE: usize = 4096;
+
+/// What happens to memory between two snapshots, and how the second is taken.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A dense memory file; with the parent, only what differs is stored.
+    Full { writes: Vec<(usize, u8)>, with_parent: bool, mode: Mode },
+    /// A sparse file of the written pages. Discarded pages read as zeros and are written nowhere.
+    Diff { discards: Vec<(usize, usize)>, writes: Vec<(usize, u8)>, mode: Mode },
+    Merge { elsewhere: bool },
+}
+
+fn step(pages: usize) -> impl Strategy<Value = Step> {
+    // Every third write is of zeros.
+    let value = prop_oneof![Just(0u8), any::<u8>(), 1..=255u8];
+    let writes = proptest::collection::vec((0..pages, value), 0..12);
+    let discards = proptest::collection::vec((0..pages, 1..6usize), 0..4);
+    let mode = || prop_oneof![Just(Mode::Auto), Just(Mode::Inplace), Just(Mode::Copy)];
+    prop_oneof![
+        1 => (writes.clone(), any::<bool>(), mode())
+            .prop_map(|(writes, with_parent, mode)| Step::Full { writes, with_parent, mode }),
+        3 => (discards, writes, mode()).prop_map(|(discards, writes, mode)| Step::Diff { discards, writes, mode }),
+        1 => any::<bool>().prop_map(|elsewhere| Step::Merge { elsewhere }),
+    ]
+}
+
+/// The memory, and the last snapshot of it.
+struct Chain {
+    home: tempfile::TempDir,
+    memory: Vec<u8>,
+    block_size: u64,
+    dir: Option<PathBuf>,
+    taken: usize,
+}
+
+impl Chain {
+    fn new(pages: usize, block_size: u64) -> Self {
+        // tmpfs where there is one: no disk is worn out by syncing.
+        let shm = Path::new("/dev/shm");
+        let home = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        Self { home: home.unwrap(), memory: vec![0; pages * PAGE], block_size, dir: None, taken: 0 }
+    }
+
+    fn page(&mut self, page: usize) -> &mut [u8] {
+        &mut self.memory[page * PAGE..][..PAGE]
+    }
+
+    fn write(&mut self, writes: &[(usize, u8)]) {
+        for (page, value) in writes {
+            self.page(*page).fill(*value);
+            // A page of one value except at its end, so that a test of its beginning alone does not do.
+            if *value != 0 && value % 2 == 0 {
+                self.page(*page)[..PAGE - 1].fill(0);
+            }
+        }
+    }
+
+    fn next_dir(&mut self) -> PathBuf {
+        self.taken += 1;
+        self.home.path().join(format!("gen-{}", self.taken))
+    }
+
+    fn pack(&mut self, raw: PathBuf, kind: Kind, parent: Option<PathBuf>, removed: Removed, mode: Mode) -> Packed {
+        let dir = self.next_dir();
+        let request = Pack {
+            raw: raw.clone(),
+            dir: dir.clone(),
+            kind,
+            parent: parent.clone(),
+            removed,
+            block_size: Some(self.block_size),
+            mode,
+            build: None,
+        };
+        let generation = parent.as_deref().map_or(0, |parent| {
+            snap::directory::read_header(parent).unwrap().generation + 1
+        });
+        let mut undo = Undo::default();
+        let packed = pack(&request, &mut undo).unwrap();
+        undo.commit();
+        assert_eq!(packed.in_place, mode != Mode::Copy);
+        assert_eq!(raw.exists(), !packed.in_place, "in place uses the raw file up");
+        assert_eq!(packed.header.generation, generation);
+        let _ = fs::remove_file(raw);
+        // The new snapshot is complete in itself.
+        if let Some(old) = self.dir.replace(dir) {
+            fs::remove_dir_all(old).unwrap();
+        }
+        packed
+    }
+
+    fn take(&mut self, step: &Step) {
+        let raw = self.home.path().join("memfile.raw");
+        match step {
+            Step::Full { writes, with_parent, mode } => {
+                self.write(writes);
+                fs::write(&raw, &self.memory).unwrap();
+                let parent = self.dir.clone().filter(|_| *with_parent);
+                self.pack(raw, Kind::Full, parent, Removed::new(), *mode);
+            }
+            Step::Diff { discards, writes, mode } => {
+                let Some(parent) = self.dir.clone() else { return };
+                let pages = self.memory.len() / PAGE;
+                let file = File::create(&raw).unwrap();
+                file.set_len(self.memory.len() as u64).unwrap();
+                let mut removed = Removed::new();
+                let mut state = vec![Fate::Unchanged; pages];
+                for (page, count) in discards {
+                    let end = pages.min(page + count);
+                    removed.insert((page * PAGE) as u64..(end * PAGE) as u64);
+                    (*page..end).for_each(|page| {
+                        self.page(page).fill(0);
+                        state[page] = Fate::Zero;
+                    });
+                }
+                self.write(writes);
+                for (page, _) in writes {
+                    let bytes = &self.memory[page * PAGE..][..PAGE];
+                    file.write_all_at(bytes, (page * PAGE) as u64).unwrap();
+                    state[*page] = if bytes.iter().all(|byte| *byte == 0) { Fate::Zero } else { Fate::Stored };
+                }
+                let packed = self.pack(raw, Kind::Diff, Some(parent), removed, *mode);
+                if self.block_size == PAGE as u64 {
+                    let count = |fate| state.iter().filter(|other| **other == fate).count() as u64;
+                    let expected = Blocks {
+                        stored: count(Fate::Stored),
+                        zero: count(Fate::Zero),
+                        inherited: count(Fate::Unchanged),
+                    };
+                    assert_eq!(packed.blocks, expected);
+                }
+            }
+            Step::Merge { elsewhere } => {
+                let Some(dir) = self.dir.clone() else { return };
+                let mut undo = Undo::default();
+                if *elsewhere {
+                    let out = self.next_dir();
+                    snap::merge::merge_into(&dir, &out, None, &mut undo).unwrap();
+                    undo.commit();
+                    fs::remove_dir_all(&dir).unwrap();
+                    self.dir = Some(out);
+                } else {
+                    snap::merge::merge(&dir, None, &mut undo).unwrap();
+                    undo.commit();
+                    let names = fs::read_dir(&dir).unwrap().count();
+                    assert_eq!(names, 2, "a header and one diff file are left");
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let dir = self.dir.as_ref().unwrap();
+        let raw = self.home.path().join("unpacked");
+        let mut undo = Undo::default();
+        snap::unpack::unpack(dir, &raw, &mut undo).unwrap();
+        undo.commit();
+        assert!(fs::read(&raw).unwrap() == self.memory, "unpack gives the memory");
+
+        let image = Image::open(dir).unwrap();
+        let mut at = 0;
+        for extent in image.extents() {
+            assert_eq!(extent.offset, at);
+            assert_eq!((extent.offset | extent.length) % self.block_size, 0, "extents are whole blocks");
+            let expected = &self.memory[extent.offset as usize..extent.end() as usize];
+            match extent.content {
+                Content::Zero => assert!(expected.iter().all(|byte| *byte == 0), "zeros at {at}"),
+                Content::Data(bytes) => assert!(bytes == expected, "data at {at}"),
+            }
+            at = extent.end();
+        }
+        assert_eq!(at, self.memory.len() as u64);
+        let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(!names.iter().any(|name| name.to_string_lossy().starts_with('.')), "nothing unfinished in {names:?}");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Unchanged,
+    Zero,
+    Stored,
+}
+
+fn play(pages: usize, block_size: u64, steps: &[Step]) {
+    let mut chain = Chain::new(pages, block_size);
+    chain.take(&Step::Full { writes: vec![(1, 7), (2, 8), (pages - 1, 9)], with_parent: false, mode: Mode::Auto });
+    steps.iter().for_each(|step| chain.take(step));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn memory_is_exact_through_any_chain(steps in proptest::collection::vec(step(48), 1..10)) {
+        play(48, 4096, &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn memory_is_exact_through_any_chain_of_huge_blocks(steps in proptest::collection::vec(step(3 * 512), 1..6)) {
+        play(3 * 512, 2 << 20, &steps);
+    }
+}
