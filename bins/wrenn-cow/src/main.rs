@@ -1,0 +1,6 @@
+//! Root disks: see `wrenn-cow --help`.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    wire::main(&cow::TOOL)
+}
