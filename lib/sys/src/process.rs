@@ -34,8 +34,8 @@ impl Process {
     /// # Errors
     /// `NotFound` when there is none or it is a zombie.
     pub fn of_pid(pid: i32) -> io::Result<Self> {
-        let (state, start_time) = stat(pid)?;
-        if matches!(state, 'Z' | 'X') {
+        let (alive, start_time) = stat(pid)?;
+        if !alive {
             return Err(io::ErrorKind::NotFound.into());
         }
         Ok(Self { pid, start_time, boot_id: boot_id()? })
@@ -52,8 +52,7 @@ impl Process {
     /// Whether it still runs. A zombie counts as gone.
     pub fn is_alive(&self) -> bool {
         boot_id().is_ok_and(|id| id == self.boot_id)
-            && stat(self.pid)
-                .is_ok_and(|(state, start)| start == self.start_time && !matches!(state, 'Z' | 'X'))
+            && stat(self.pid).is_ok_and(|(alive, start)| alive && start == self.start_time)
     }
 
     /// A descriptor of the process. `None` when it is gone.
@@ -145,8 +144,8 @@ pub fn readable(fd: &impl AsFd, limit: Duration) -> io::Result<bool> {
     }
 }
 
-/// State letter and start time of a pid.
-fn stat(pid: i32) -> io::Result<(char, u64)> {
+/// Whether a pid is alive, and its start time.
+fn stat(pid: i32) -> io::Result<(bool, u64)> {
     let text =
         fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
@@ -156,11 +155,16 @@ fn stat(pid: i32) -> io::Result<(char, u64)> {
 }
 
 /// The command name, field 2, may hold spaces and parentheses: the fields after it start at the last `)`.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+///
+/// A process is a zombie (field 3) as soon as its first thread has ended. While field 20 counts others they still run,
+/// and hold everything the process has open: it is gone only when they are.
+fn parse_stat(text: &str) -> Option<(bool, u64)> {
     let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some((state, start_time))
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    let ended = state == 'X' || (state == 'Z' && threads <= 1);
+    Some((!ended, start_time))
 }
 
 #[cfg(test)]
@@ -171,7 +175,19 @@ mod tests {
     #[test]
     fn a_command_name_with_parentheses_does_not_shift_the_fields() {
         let text = "12 (a) b (c)) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1000 1";
-        assert_eq!(parse_stat(text), Some(('S', 98765)));
+        assert_eq!(parse_stat(text), Some((true, 98765)));
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_alone_has_ended_is_alive() {
+        let with = |state: &str, threads: u32| {
+            parse_stat(&format!(
+                "12 (vmm) {state} 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 {threads} 0 98765 1000 1"
+            ))
+        };
+        assert_eq!(with("Z", 3), Some((true, 98765)));
+        assert_eq!(with("Z", 1), Some((false, 98765)));
+        assert_eq!(with("X", 0), Some((false, 98765)));
     }
 
     #[test]
