@@ -128,6 +128,7 @@ impl Drop for Bench {
         if !std::thread::panicking() {
             assert_eq!(stop.status, Some(0));
             assert!(kernel::processes_of(self.roots.dir()).is_empty());
+            assert_eq!(kernel::list(self.roots.run().join("sb-1")), [""; 0]);
             assert!(!self.roots.run().join("sb-1").exists());
         }
     }

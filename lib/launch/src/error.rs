@@ -231,7 +231,7 @@ impl Fault for Error {
             Self::Child { .. } => "launch.child",
             Self::Died { .. } => "launch.died",
             Self::Timeout { .. } => "launch.timeout",
-            Self::Interrupted(_) => "launch.interrupted",
+            Self::Interrupted(_) => "wire.interrupted",
             Self::Api { .. } => "launch.api",
             Self::NoSpace { .. } => "launch.no_space",
             Self::Protocol { .. } => "launch.protocol",

@@ -68,7 +68,7 @@ pub static TOOL: Tool = Tool {
                 Field::may("net.tap_ip", Type::String, "the guest's gateway; needed with section net"),
             ],
             reply: STARTED,
-            example: "wrenn-launch boot id=sb-1 kernel=target/image/vmlinux initrd=target/image/initrd rootfs=disk.ext4",
+            example: "wrenn-launch boot id=sb-1 kernel=target/image/kernel initrd=target/image/initrd rootfs=disk.ext4",
             ..Verb::new("boot", "start a VMM and boot a guest", boot::run)
         },
         Verb {
