@@ -85,7 +85,10 @@ fn loops(host: &Host) -> Result<Vec<Loop>, Error> {
     for bound in bound().map_err(Error::io("read", "/sys/block"))? {
         let Ok(device) = LoopDevice::open(bound.number) else { continue };
         let Ok(Some(status)) = device.status() else { continue };
-        let of_path = || bound.backing.strip_prefix(&sandboxes).ok()?.iter().next()?.to_str();
+        let of_path = || {
+            let mut below = bound.backing.strip_prefix(&sandboxes).ok()?.iter();
+            below.next()?.to_str().filter(|_| below.next().is_some_and(|dir| dir == owner::LIVE))
+        };
         match status.label.strip_prefix(&prefix).or_else(of_path).map(Id::new) {
             Some(Ok(id)) => found.push(Loop { bound, id: Some(id) }),
             _ if status.label == images => found.push(Loop { bound, id: None }),

@@ -62,9 +62,12 @@ pub(crate) fn origin_label(tag: &str) -> String {
     format!("WRENN-{tag}")
 }
 
+/// The name of that directory.
+pub(crate) const LIVE: &str = "live";
+
 /// The directory of live files in a sandbox's own.
 pub(crate) fn live_dir(sandbox: &Path) -> PathBuf {
-    sandbox.join("live")
+    sandbox.join(LIVE)
 }
 
 /// Where device nodes are.
