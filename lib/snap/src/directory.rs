@@ -105,3 +105,51 @@ pub fn regular_length(file: &File, path: &Path) -> Result<u64, Error> {
         Err(Error::io("use", path)(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")))
     }
 }
+
+/// Cloud Hypervisor's own memory file, which has no header.
+pub const RANGES: &str = "memory-ranges";
+
+/// Names of a VMM's state and of a disk, beside the memory.
+const STATE: [&str; 8] =
+    ["snapfile", "state.json", "config.json", RANGES, "rootfs.cow", "rootfs.meta", "rootfs.ext4", "meta.json"];
+
+/// Whether this is the name of a VMM's state, a disk or a description.
+pub fn is_state(name: &str) -> bool {
+    STATE.contains(&name)
+}
+
+/// Whether a file of that name is JSON.
+pub fn is_json(name: &str) -> bool {
+    name.ends_with(".json") || name == "rootfs.meta"
+}
+
+/// Whether a snapshot's directory may hold a file of that name: memory, state, disk, the page server's recording, or what
+/// a program that was killed has left of them.
+pub fn is_own(name: &str) -> bool {
+    let unfinished = name.starts_with('.') && (name.ends_with(".partial") || name.ends_with(".tmp"));
+    name == PLAIN || name.starts_with("memfile.") || is_state(name) || name.starts_with("workingset") || unfinished
+}
+
+/// The names in a directory, sorted.
+///
+/// # Errors
+/// What reading it said.
+pub fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let entries = fs::read_dir(dir).map_err(Error::io("read", dir))?;
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(Error::io("read", dir))?;
+    names.sort();
+    Ok(names)
+}
+
+/// Whose state lies among these files.
+pub fn vmm(names: &[String]) -> Option<&'static str> {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    match (has("snapfile"), has("state.json") && has("config.json")) {
+        (true, _) => Some("firecracker"),
+        (false, true) => Some("cloud-hypervisor"),
+        (false, false) => None,
+    }
+}

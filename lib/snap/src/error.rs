@@ -34,6 +34,12 @@ pub enum Error {
         /// The directory.
         dir: PathBuf,
     },
+    /// There is no VMM's state where a paused VM should be.
+    #[error("{} has no VMM's state: neither snapfile nor state.json and config.json", dir.display())]
+    NoState {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A header that cannot be believed.
     #[error("{} is corrupt: {fault}", path.display())]
     Header {
@@ -109,7 +115,7 @@ impl Fault for Error {
         match self {
             Self::Field { .. } => Kind::Invalid,
             Self::Io { source, .. } => Kind::of_io(source),
-            Self::NoSnapshot { .. } => Kind::NotFound,
+            Self::NoSnapshot { .. } | Self::NoState { .. } => Kind::NotFound,
             Self::Header { .. } | Self::DiffMissing { .. } | Self::DiffShort { .. } | Self::Faults { .. } => {
                 Kind::Corrupt
             }
@@ -123,6 +129,7 @@ impl Fault for Error {
             Self::Field { .. } => "snap.field",
             Self::Io { .. } => "snap.io",
             Self::NoSnapshot { .. } => "snap.none",
+            Self::NoState { .. } => "snap.no_state",
             Self::Header { .. } => "snap.header",
             Self::DiffMissing { .. } => "snap.diff_missing",
             Self::DiffShort { .. } => "snap.diff_short",

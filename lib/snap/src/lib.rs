@@ -1,10 +1,13 @@
 //! Memory images: a VMM's raw memory file packed into a snapshot directory (a header and diff files), and back.
 #![forbid(unsafe_code)]
 
+pub mod delete;
 pub mod directory;
 mod error;
 pub mod header;
 mod image;
+pub mod inspect;
+pub mod map;
 pub mod merge;
 pub mod pack;
 mod place;
@@ -12,7 +15,9 @@ mod removed;
 mod scan;
 mod spans;
 mod store;
+pub mod template;
 pub mod unpack;
+pub mod verify;
 
 pub use error::Error;
 pub use header::Header;
@@ -25,5 +30,14 @@ pub static TOOL: wire::Tool = wire::Tool {
     about: "Memory images: raw memory files packed into snapshots, and back",
     section: "snapshot",
     short: "snap",
-    verbs: &[pack::VERB, unpack::VERB, merge::VERB],
+    verbs: &[
+        pack::VERB,
+        unpack::VERB,
+        merge::VERB,
+        inspect::VERB,
+        verify::VERB,
+        map::VERB,
+        template::VERB,
+        delete::VERB,
+    ],
 };

@@ -51,11 +51,6 @@ pub struct Partial {
     named: bool,
 }
 
-/// Whether a name is that of a [`Partial`] file.
-pub fn is_partial(name: &str) -> bool {
-    name.starts_with('.') && name.ends_with(".partial")
-}
-
 impl Partial {
     /// Begins the file that will be `target`.
     ///
@@ -149,6 +144,19 @@ pub fn carry(from: &Path, to: &Path, undo: &mut Undo) -> Result<(), Error> {
         Err(_) => copy_new(&source, to, undo)?,
     }
     Ok(())
+}
+
+/// Brings a file along that others might write to: as a reflink, else as a hard link (then nobody may), else as a copy.
+///
+/// # Errors
+/// `conflict` when the name is taken; what the kernel said.
+pub fn carry_shared(from: &Path, to: &Path, undo: &mut Undo) -> Result<(), Error> {
+    let source = File::open(from).map_err(Error::io("open", from))?;
+    let partial = Partial::create(to)?;
+    match sys::sparse::clone_file(&source, &partial.file) {
+        Ok(()) => partial.publish(undo),
+        Err(_) => carry(from, to, undo),
+    }
 }
 
 /// Makes an independent copy: a reflink, else a sparse copy. It is synced.

@@ -124,12 +124,7 @@ impl Spans {
         Ok(())
     }
 
-    /// The spans of the pages, in order.
-    pub fn pages(&self) -> &[Span] {
-        &self.0
-    }
-
-    /// The same in whole blocks.
+    /// The spans in whole blocks.
     pub fn blocks(&self, block_size: u64) -> Vec<Span> {
         let mut blocks = Self::default();
         // The source of the block that the last span's end cuts.

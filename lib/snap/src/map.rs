@@ -1,0 +1,129 @@
+//! `wrenn-snap map`: a picture of where every region of memory comes from.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use wire::{Call, Field, Reply, Type, Undo, Verb};
+
+use crate::header::Header;
+use crate::{Error, directory, place};
+
+/// The verb.
+pub const VERB: Verb = Verb {
+    fields: &[
+        Field::need("dir", Type::Path, "the snapshot's directory"),
+        Field::need("svg", Type::Path, "the picture to write; one that is there is replaced"),
+    ],
+    reply: &[Field::need("builds", Type::Integer, "how many diff files memory comes from")],
+    example: "wrenn-snap map dir=/tmp/snapshot svg=/tmp/memory.svg",
+    ..Verb::new("map", "draw which generation every region of memory comes from", run)
+};
+
+/// Cells of a row, and rows.
+const COLUMNS: u64 = 128;
+const ROWS: u64 = 64;
+/// Pixels of a cell's side.
+const CELL: u64 = 7;
+
+fn run(call: &mut Call) -> Result<Reply, wire::Error> {
+    let fields = call.fields();
+    let (dir, svg): (PathBuf, PathBuf) = (fields.need("dir")?, fields.need("svg")?);
+    let builds = map(&dir, &svg, call.undo)?;
+    call.answer("builds", builds);
+    Ok(Reply::Document)
+}
+
+/// Draws the snapshot in `dir`. Returns how many builds it is made of.
+///
+/// # Errors
+/// `not_found` when there is no snapshot, `corrupt` when its header is; what the kernel said.
+pub fn map(dir: &Path, svg: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
+    let header = directory::read_header(dir)?;
+    let builds = builds_by_age(dir, &header);
+    if svg.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::field("svg", format!("{} is not a regular file", svg.display())).into());
+    }
+    let partial = place::Partial::create(svg)?;
+    (&partial.file).write_all(draw(&header, &builds).as_bytes()).map_err(Error::io("write", svg))?;
+    partial.replace(undo)?;
+    Ok(builds.len() as u64)
+}
+
+/// The builds, the oldest first: the base, those between by the age of their files, the snapshot's own.
+fn builds_by_age(dir: &Path, header: &Header) -> Vec<Uuid> {
+    let age = |build: &Uuid| {
+        let written = fs::metadata(directory::diff_path(dir, *build)).and_then(|file| file.modified()).ok();
+        (*build == header.build, *build != header.base_build, written)
+    };
+    let mut builds: Vec<_> = header.builds().into_iter().map(|(build, _)| build).collect();
+    builds.sort_by_key(age);
+    builds
+}
+
+/// The colour of a build: from blue, the oldest, to red, the newest.
+fn colour(builds: &[Uuid], build: Uuid) -> String {
+    match builds.iter().position(|other| *other == build) {
+        None => "#eceff1".into(),
+        Some(index) => format!("hsl({},70%,50%)", 220 - 220 * (index + 1) / builds.len().max(1)),
+    }
+}
+
+fn draw(header: &Header, builds: &[Uuid]) -> String {
+    let cells = (COLUMNS * ROWS).min(header.size / header.block_size);
+    let rows = cells.div_ceil(COLUMNS);
+    let legend = rows * CELL + 20;
+    let (width, height) = (COLUMNS * CELL, legend + (builds.len() as u64 + 1) * 18);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"monospace\" font-size=\"12\">\n\
+         <title>{} MiB of memory, generation {}, build {}</title>\n",
+        header.size >> 20,
+        header.generation,
+        header.build
+    );
+    let sources: Vec<Uuid> = (0..cells).map(|cell| source_of(header, cell, cells)).collect();
+    for (row, sources) in sources.chunks(COLUMNS as usize).enumerate() {
+        let mut column = 0;
+        for run in sources.chunk_by(|one, other| one == other) {
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{CELL}\" fill=\"{}\"/>",
+                column * CELL,
+                row as u64 * CELL,
+                run.len() as u64 * CELL,
+                colour(builds, run[0])
+            );
+            column += run.len() as u64;
+        }
+    }
+    let entries = builds.iter().copied().chain([Uuid::nil()]);
+    for (index, build) in entries.enumerate() {
+        let y = legend + index as u64 * 18;
+        let bytes: u64 = header.records.iter().filter(|r| r.build == build).map(|r| r.length).sum();
+        let name = if build.is_nil() { "zeros".to_owned() } else { build.to_string() };
+        let _ = writeln!(
+            svg,
+            "<rect x=\"0\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"18\" y=\"{}\">{name} {} KiB</text>",
+            colour(builds, build),
+            y + 11,
+            bytes >> 10
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// Where most of a cell's bytes come from. Anything stored is seen beside zeros.
+fn source_of(header: &Header, cell: u64, cells: u64) -> Uuid {
+    let edge = |cell: u64| (u128::from(header.size) * u128::from(cell) / u128::from(cells)) as u64;
+    let mut shares: Vec<(u64, Uuid)> = Vec::new();
+    for record in header.range(edge(cell), edge(cell + 1)).filter(|record| !record.is_zero()) {
+        match shares.iter_mut().find(|(_, build)| *build == record.build) {
+            Some((bytes, _)) => *bytes += record.length,
+            None => shares.push((record.length, record.build)),
+        }
+    }
+    shares.into_iter().max().map_or(Uuid::nil(), |(_, build)| build)
+}
