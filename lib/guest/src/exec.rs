@@ -239,9 +239,37 @@ fn parse(message: &Value) -> Result<Option<Event>, Error> {
         let text = |name: &str| end.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         // A field that is zero is left out in this encoding.
         let exit_code = end.get("exitCode").and_then(Value::as_i64).unwrap_or(0) as i32;
-        return Ok(Some(Event::End(End { exit_code, status: text("status") })));
+        let status = text("status");
+        let exit_code = signal(&status).map_or(exit_code, |signal| 128 + signal);
+        return Ok(Some(Event::End(End { exit_code, status })));
     }
     Ok(None)
+}
+
+/// The signal that ended a command, from the agent's words for it: those of Go's `syscall.Signal` (signals 1 to 15), which the
+/// field's agents and clients use.
+fn signal(status: &str) -> Option<i32> {
+    const NAMES: [&str; 15] = [
+        "hangup",
+        "interrupt",
+        "quit",
+        "illegal instruction",
+        "trace/breakpoint trap",
+        "aborted",
+        "bus error",
+        "floating point exception",
+        "killed",
+        "user defined signal 1",
+        "segmentation fault",
+        "user defined signal 2",
+        "broken pipe",
+        "alarm clock",
+        "terminated",
+    ];
+    let name = status.strip_prefix("signal: ")?;
+    let name = name.strip_suffix(" (core dumped)").unwrap_or(name);
+    let known = NAMES.iter().position(|known| *known == name).map(|index| index as i32 + 1);
+    known.or_else(|| name.strip_prefix("signal ")?.parse().ok())
 }
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
@@ -348,5 +376,32 @@ fn feed_text(agent: &Agent, command: &Command, pid: u32, input: Option<String>) 
                 log::info!("not all of stdin was read: {error}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_ended_by_a_signal_has_the_exit_code_a_shell_gives_it() {
+        let end =
+            |status: &str| parse(&json!({"event": {"end": {"exitCode": -1, "status": status}}})).unwrap();
+        let code = |status: &str| match end(status) {
+            Some(Event::End(end)) => end.exit_code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code("signal: killed"), 137);
+        assert_eq!(code("signal: segmentation fault (core dumped)"), 139);
+        assert_eq!(code("signal: signal 34"), 162);
+        assert_eq!(code("nobody knows"), -1);
+    }
+
+    #[test]
+    fn a_zero_exit_code_may_be_left_out() {
+        let event = parse(&json!({"event": {"end": {"exited": true, "status": "exit status 0"}}})).unwrap();
+        assert_eq!(event, Some(Event::End(End { exit_code: 0, status: "exit status 0".into() })));
+        assert_eq!(parse(&json!({"event": {"keepalive": {}}})).unwrap(), None);
+        assert!(parse(&json!({"strange": 1})).is_err());
     }
 }
