@@ -1,0 +1,22 @@
+//! The thin supervisor: it keeps the documents, resolves names to paths, and runs the pipes of DESIGN.md §1 by calling the
+//! other programs' verbs in process. See `wrenn --help` and docs/wrenn.md.
+#![forbid(unsafe_code)]
+
+mod copy;
+mod create;
+mod doctor;
+mod exec;
+mod gc;
+mod list;
+mod pause;
+mod resume;
+mod rm;
+mod sandbox;
+mod shutdown;
+mod snapshot;
+mod table;
+mod template;
+
+fn main() -> std::process::ExitCode {
+    wire::main(&table::TOOL)
+}

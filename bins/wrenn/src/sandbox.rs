@@ -1,0 +1,129 @@
+//! One sandbox under operation: its document, and the verbs of the tools that change it.
+
+use store::Sandboxes;
+use sys::process::Process;
+use wire::{Call, Document, Error, Host, Id, Kind, Options, Tool};
+
+/// A sandbox whose operation lock the caller holds.
+pub struct Sandbox<'a> {
+    pub host: &'a Host,
+    pub id: Id,
+    pub document: Document,
+    options: Options,
+}
+
+impl<'a> Sandbox<'a> {
+    /// The sandbox that the request names, as it was last saved.
+    pub fn of(call: &Call<'a>) -> Result<Self, Error> {
+        Self::load(call.host, call.id()?, call.options)
+    }
+
+    pub fn load(host: &'a Host, id: Id, options: Options) -> Result<Self, Error> {
+        let document = Sandboxes::of(host).load(&id)?;
+        Ok(Self::new(host, id, document, options))
+    }
+
+    pub fn new(host: &'a Host, id: Id, document: Document, options: Options) -> Self {
+        Self { host, id, document, options: Options { undo: false, ..options } }
+    }
+
+    pub fn state(&self) -> &str {
+        self.document.get("state").and_then(|value| value.as_str()).unwrap_or_default()
+    }
+
+    /// Fails unless the sandbox is in one of these states.
+    pub fn expect(&self, states: &[&str]) -> Result<(), Error> {
+        if states.contains(&self.state()) {
+            return Ok(());
+        }
+        let message = format!("sandbox {} is {}, not {}", self.id, self.state(), states.join(" or "));
+        Err(Error::new(Kind::Conflict, "wrenn.state", message))
+    }
+
+    /// Records a state.
+    pub fn enter(&mut self, state: &str) -> Result<(), Error> {
+        log::info!("{}: {state}", self.id);
+        self.document.set("state", state);
+        self.save()
+    }
+
+    pub fn save(&self) -> Result<(), Error> {
+        Ok(Sandboxes::of(self.host).save(&self.id, &self.document)?)
+    }
+
+    /// One verb of a tool.
+    pub fn step(&mut self, tool: &'static Tool, verb: &str) -> Result<(), Error> {
+        log::info!("{}: {} {verb}", self.id, tool.name);
+        tool.call(verb, &mut self.document, self.host, self.options)
+    }
+
+    /// One verb of a tool, with fields that are for this call only.
+    pub fn step_with(
+        &mut self,
+        tool: &'static Tool,
+        verb: &str,
+        fields: &[(&str, wire::Value)],
+    ) -> Result<(), Error> {
+        let before = self.document.clone();
+        for (path, value) in fields {
+            self.document.set(path, value.clone());
+        }
+        let done = self.step(tool, verb);
+        for (path, _) in fields {
+            match before.get(path) {
+                Some(value) => self.document.set(path, value.clone()),
+                None => drop(self.document.remove(path)),
+            }
+        }
+        done
+    }
+
+    /// All these verbs, going on past failures. Gives all failures together.
+    pub fn every(&mut self, steps: &[(&'static Tool, &str)]) -> Result<(), Error> {
+        let failed: Vec<_> = steps.iter().filter_map(|(tool, verb)| self.step(tool, verb).err()).collect();
+        Error::all(failed)
+    }
+
+    /// Takes down what a running sandbox has on the host, its live disk too. Its pauses and its document stay.
+    pub fn take_down(&mut self) -> Result<(), Error> {
+        self.every(&[
+            (&launch::TOOL, "stop"),
+            (&uffd::TOOL, "stop"),
+            (&net::TOOL, "remove"),
+            (&cow::TOOL, "delete"),
+        ])
+    }
+
+    /// Whether the VMM that the document names still runs.
+    pub fn vm_is_alive(&self) -> bool {
+        let process = || {
+            Some(Process {
+                pid: self.document.find("vm.pid").ok()??,
+                start_time: self.document.find("vm.start_time").ok()??,
+                boot_id: self.document.find("vm.boot_id").ok()??,
+            })
+        };
+        process().is_some_and(|process| process.is_alive())
+    }
+
+    /// The sandbox was used just now.
+    pub fn touch(&mut self) {
+        self.document.set("last_active_at", wire::timestamp());
+    }
+
+    /// Makes the document the reply. What else the request carried is passed through.
+    pub fn answer(self, call: &mut Call) {
+        let request = std::mem::replace(call.document, self.document);
+        for (name, value) in request.map() {
+            call.document.map_mut().entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+}
+
+/// After a failure: takes down what was built and adds what went wrong doing so to the error.
+pub fn roll_back(error: Error, down: Result<(), Error>) -> Error {
+    match down {
+        Ok(()) => error,
+        Err(more) => error.absorb(more),
+    }
+}
