@@ -1,6 +1,5 @@
 //! The network of one slot.
 
-use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use nix::net::if_::if_nametoindex;
@@ -8,8 +7,8 @@ use sys::netns;
 use sys::tap::Tun;
 
 use crate::netlink::Socket;
-use crate::netlink::route::{Change, new_address, new_route, new_veth, set_up};
-use crate::slot::{PEER, TAP, TAP_IP, TAP_MAC, TAP_PREFIX};
+use crate::netlink::route::{Change, new_address, new_neighbour, new_route, new_veth, set_up};
+use crate::slot::{GUEST_IP, GUEST_MAC, PEER, TAP, TAP_IP, TAP_MAC, TAP_PREFIX};
 use crate::{Error, Owner, Slot, host, nft};
 
 const VETH_PREFIX_LENGTH: u8 = 31;
@@ -57,7 +56,9 @@ fn address_inside(mut inside: Socket, slot: Slot, owner: &Owner) -> Result<(), E
         set_up(PEER, &Change::default()),
         new_address(tap, TAP_IP, TAP_PREFIX),
         new_address(peer, slot.peer_ip(), VETH_PREFIX_LENGTH),
-        new_route(None::<Ipv4Addr>, slot.veth_ip(), peer),
+        new_route(None, slot.veth_ip(), peer),
+        // Nobody has to ask for the guest: a packet sent before it answers costs no second of waiting to ask again.
+        new_neighbour(tap, GUEST_IP, GUEST_MAC),
     ])
 }
 

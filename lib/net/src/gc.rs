@@ -8,13 +8,11 @@ use crate::state::State;
 use crate::{Owner, host, nft, remove};
 
 /// Longer than a pipe that makes a sandbox takes: between two of its programs nobody holds the sandbox's lock.
-const MIN_AGE_S: f64 = 60.0;
+const MIN_AGE_S: u64 = 60;
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, WireError> {
     let keep = call.document.find::<Vec<Id>>("keep")?.unwrap_or_default();
-    let min_age = call.document.find::<f64>("min_age_s")?.unwrap_or(MIN_AGE_S);
-    let min_age = Duration::try_from_secs_f64(min_age)
-        .map_err(|error| WireError::field("min_age_s", format!("{error}, with {min_age}")))?;
+    let min_age = Duration::from_secs(call.document.find("min_age_s")?.unwrap_or(MIN_AGE_S));
     host::check_privilege()?;
 
     let (mut removed, mut left, mut errors) = (Vec::new(), Vec::new(), Vec::new());

@@ -106,7 +106,11 @@ pub static TOOL: Tool = Tool {
         Verb {
             fields: &[
                 Field::may("keep", Type::Strings, "ids whose slots stay; default: none"),
-                Field::may("min_age_s", Type::Number, "leave slots younger than this, seconds; default 60"),
+                Field::may(
+                    "min_age_s",
+                    Type::Integer,
+                    "seconds; what is younger may still be in the making and is left alone (default 60)",
+                ),
             ],
             reply: &[
                 Field::need("removed", Type::Array, "what was removed: {slot, id}"),

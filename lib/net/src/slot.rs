@@ -17,7 +17,7 @@ pub(crate) const TAP_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
 pub(crate) const GUEST_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
 pub(crate) const TAP_PREFIX: u8 = 30;
 /// The guest's hardware address.
-pub(crate) const GUEST_MAC: &str = "02:fc:00:00:00:05";
+pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0xfc, 0, 0, 0, 0x05];
 /// The tap's own. It is fixed too: a restored guest still knows its gateway by it.
 pub(crate) const TAP_MAC: [u8; 6] = [0x02, 0xfc, 0, 0, 0, 0x06];
 /// Prefix of every host's end; nftables matches it as `wrenn-v-*`.
@@ -108,7 +108,7 @@ impl Slot {
             ("tap", json!(TAP)),
             ("tap_ip", json!(TAP_IP.to_string())),
             ("guest_ip", json!(GUEST_IP.to_string())),
-            ("guest_mac", json!(GUEST_MAC)),
+            ("guest_mac", json!(GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":"))),
         ]
     }
 }

@@ -8,6 +8,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
 };
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -97,6 +100,20 @@ pub(crate) fn new_route(to: Option<Ipv4Addr>, gateway: Ipv4Addr, index: u32) -> 
     message.attributes.push(RouteAttribute::Oif(index));
     let what = to.map_or("add the default route".to_owned(), |to| format!("add the route to {to}"));
     request(what, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewRoute(message))
+}
+
+/// Says for good which hardware address an address behind an interface has.
+pub(crate) fn new_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request(format!("add the neighbour {address}"), flags, RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// The interface of that name, `None` when there is none.
