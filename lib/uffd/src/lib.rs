@@ -1,2 +1,114 @@
-//! Placeholder documentation, replaced as the crate grows.
+//! The page server: answers a VMM's page faults from a memory image (docs/wrenn-uffd.md).
+//!
+//! Three processes play together: the verb that somebody calls, the server (one thread, [`Engine`]), and between them the
+//! guardian, the server's parent, which stops the VMM if the server dies. `wrenn-uffd` is the program of all three.
 #![forbid(unsafe_code)]
+
+mod area;
+mod bits;
+mod config;
+mod control;
+mod engine;
+mod error;
+mod guardian;
+pub mod handshake;
+mod prefetch;
+mod region;
+mod role;
+mod serve;
+mod server;
+mod service;
+mod socket;
+mod stats;
+mod stop;
+pub mod workingset;
+
+pub use engine::{Counts, Engine, Step};
+pub use error::Error;
+pub use prefetch::Prefetch;
+pub use region::{Region, RegionFault};
+pub use role::role;
+use wire::{Field, LockOf, Tool, Type, Verb};
+
+const SOCKET: Field = Field::may(
+    "socket",
+    Type::Path,
+    "where the VMM connects (default <run>/<id>/uffd.sock, else beside control)",
+);
+const CONTROL: Field =
+    Field::may("control", Type::Path, "where stats and stop ask (default uffd.ctl beside the socket)");
+const ID: Field = Field::may("id", Type::Id, "the sandbox; its sockets lie in <run>/<id>");
+const UFFD: Field = Field::may("uffd", Type::Object, "pid, start_time, boot_id of the server that is meant");
+const REMOVED: Field = Field::need(
+    "removed",
+    Type::Path,
+    "file of the ranges the VMM discarded, {\"ranges\": [[offset, length], …]}",
+);
+
+/// `wrenn-uffd` as a table.
+pub static TOOL: Tool = Tool {
+    name: "wrenn-uffd",
+    about: "the page server: answers a VMM's page faults from a snapshot",
+    section: "uffd",
+    short: "uffd",
+    verbs: &[
+        Verb {
+            fields: &[
+                ID,
+                Field::may("source.dir", Type::Path, "snapshot directory (default snapshot.dir)"),
+                Field::may("source.raw", Type::Path, "a raw memory file instead"),
+                Field::may("snapshot.dir", Type::Path, "snapshot directory, in a sandbox's document"),
+                SOCKET,
+                CONTROL,
+                Field::may(
+                    "prefetch",
+                    Type::OneOf(Prefetch::WORDS),
+                    "load a recorded working set and then the rest, the recorded set alone, or nothing (default all)",
+                ),
+                Field::may(
+                    "record",
+                    Type::Bool,
+                    "write the pages asked for in the first 3 s as the snapshot's working set (default false)",
+                ),
+                Field::may(
+                    "detach",
+                    Type::Bool,
+                    "live on in the background and print the document (default false: print events)",
+                ),
+            ],
+            reply: &[
+                Field::may("uffd.pid", Type::Integer, "the server's pid, with start_time and boot_id"),
+                Field::may("uffd.socket", Type::Path, "where the VMM connects"),
+                Field::may("uffd.control", Type::Path, "where stats and stop ask"),
+                Field::may("uffd.removed", Type::Path, "where stats writes the discarded ranges"),
+            ],
+            example: "wrenn-uffd serve source.raw=memfile.raw socket=/tmp/uffd.sock",
+            lock: LockOf::None,
+            ..Verb::new("serve", "listen, take the VMM's handshake, serve until the VMM is gone", serve::run)
+        },
+        Verb {
+            fields: &[ID, CONTROL, SOCKET, UFFD],
+            reply: &[
+                REMOVED,
+                Field::need(
+                    "stats",
+                    Type::Object,
+                    "state, faults, copied, zeroed, removed, prefetched, complete",
+                ),
+            ],
+            example: "wrenn-uffd stats control=/tmp/uffd.ctl",
+            ..Verb::new("stats", "what a server has done, and the ranges the VMM discarded", stats::run)
+        },
+        Verb {
+            fields: &[
+                ID,
+                CONTROL,
+                SOCKET,
+                UFFD,
+                Field::may("force", Type::Bool, "stop a VMM that would hang, too (default false: conflict)"),
+            ],
+            example: "wrenn-uffd stop control=/tmp/uffd.ctl",
+            ..Verb::new("stop", "end a server; one that is gone already is success", stop::run)
+        },
+    ],
+};

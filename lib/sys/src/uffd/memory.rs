@@ -33,7 +33,8 @@ impl Memory {
             flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB;
         }
         // SAFETY: a new mapping where the kernel likes: it replaces nothing.
-        let start = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        let start =
+            unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
         Ok(Self { start: start.cast(), length })
     }
 

@@ -1,0 +1,168 @@
+//! One region, and which of its pages still depend on the image.
+
+use std::ops::Range;
+
+use snap::{Content, Image};
+use sys::uffd::{Filled, Uffd, page_size};
+
+use crate::Region;
+use crate::bits::Bits;
+
+/// A region being served. A page is taken from the image **at most once**: it is then settled, and a later fault on it
+/// can only mean that the VMM has discarded it meanwhile, so that it reads as zeros.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub region: Region,
+    /// Pages that are there, or were, or were discarded: the image is asked no more.
+    pub settled: Bits,
+    /// Pages that the VMM discarded.
+    pub removed: Bits,
+}
+
+/// What a request to fill pages came to.
+pub(crate) struct Fill {
+    /// How far it came, in bytes.
+    pub filled: Filled,
+    /// Whether it was with the image's content rather than zeros.
+    pub from_image: bool,
+}
+
+/// What belongs on some pages.
+enum Piece<'a> {
+    Zeros(u64),
+    Bytes(&'a [u8]),
+    /// One page, put together from more than one extent.
+    Mixed,
+}
+
+impl Area {
+    pub fn new(region: Region) -> Self {
+        let pages = region.pages();
+        Self { region, settled: Bits::new(pages), removed: Bits::new(pages) }
+    }
+
+    /// The page at this address.
+    pub fn page_of(&self, address: u64) -> Option<u64> {
+        (self.region.address..self.region.end())
+            .contains(&address)
+            .then(|| (address - self.region.address) / self.region.page_size)
+    }
+
+    /// The whole pages inside this range of addresses.
+    pub fn pages_of(&self, start: u64, end: u64) -> Range<u64> {
+        let within =
+            |address: u64| address.clamp(self.region.address, self.region.end()) - self.region.address;
+        let first = within(start).div_ceil(self.region.page_size);
+        first..(within(end) / self.region.page_size).max(first)
+    }
+
+    pub fn address_of(&self, page: u64) -> u64 {
+        self.region.address + page * self.region.page_size
+    }
+
+    pub fn offset_of(&self, page: u64) -> u64 {
+        self.region.offset + page * self.region.page_size
+    }
+
+    /// The first run of pages in `within` that still depend on the image.
+    pub fn unsettled(&self, within: Range<u64>) -> Option<Range<u64>> {
+        let start = self.settled.next_outside(within.start).filter(|&page| page < within.end)?;
+        let end = self.settled.next_inside(start).unwrap_or(within.end);
+        Some(start..end.min(within.end))
+    }
+
+    /// Bytes that only the image has.
+    pub fn missing(&self) -> u64 {
+        (self.region.pages() - self.settled.count()) * self.region.page_size
+    }
+
+    /// Fills some of `pages`, from the first on, with what belongs there: zeros when the first is settled. Data is taken
+    /// in pieces of at most `data` bytes and zeros of at most `zeros`, but at least a page.
+    pub fn fill(
+        &self,
+        uffd: &Uffd,
+        image: &Image,
+        pages: Range<u64>,
+        limit: Limit,
+        scratch: &mut Scratch,
+    ) -> Fill {
+        let address = self.address_of(pages.start);
+        let (filled, from_image) = match self.piece(image, pages.clone(), limit) {
+            Piece::Zeros(length) if self.is_huge() => {
+                (uffd.copy(address, scratch.zeros(length.min(self.region.page_size))), false)
+            }
+            Piece::Zeros(length) => (uffd.zero(address, length), false),
+            Piece::Bytes(bytes) => {
+                if limit.data > self.region.page_size {
+                    sys::uffd::populate(bytes);
+                }
+                (uffd.copy(address, bytes), true)
+            }
+            Piece::Mixed => {
+                let offset = self.offset_of(pages.start);
+                (uffd.copy(address, scratch.assemble(image, offset, self.region.page_size)), true)
+            }
+        };
+        Fill { filled, from_image }
+    }
+
+    fn piece<'a>(&self, image: &'a Image, pages: Range<u64>, limit: Limit) -> Piece<'a> {
+        let page_size = self.region.page_size;
+        let wanted = (pages.end - pages.start) * page_size;
+        if self.settled.has(pages.start) {
+            return Piece::Zeros(page_size);
+        }
+        let offset = self.offset_of(pages.start);
+        let extent = image.extent_at(offset);
+        let inside = offset - extent.offset;
+        let whole = |limit: u64| {
+            (extent.length - inside).min(wanted).min(limit.max(page_size)) / page_size * page_size
+        };
+        match extent.content {
+            Content::Zero if whole(limit.zeros) > 0 => Piece::Zeros(whole(limit.zeros)),
+            Content::Data(bytes) if whole(limit.data) > 0 => {
+                Piece::Bytes(&bytes[inside as usize..][..whole(limit.data) as usize])
+            }
+            _ => Piece::Mixed,
+        }
+    }
+
+    /// Huge pages know no page of zeros, and are copied whole.
+    fn is_huge(&self) -> bool {
+        self.region.page_size > page_size() as u64
+    }
+}
+
+/// How much one call may fill, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub data: u64,
+    pub zeros: u64,
+}
+
+/// Memory of the server's own, for the pages that do not lie ready in the image.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    zeros: Vec<u8>,
+    page: Vec<u8>,
+}
+
+impl Scratch {
+    fn zeros(&mut self, length: u64) -> &[u8] {
+        if self.zeros.len() < length as usize {
+            self.zeros = vec![0; length as usize];
+        }
+        &self.zeros[..length as usize]
+    }
+
+    fn assemble(&mut self, image: &Image, offset: u64, length: u64) -> &[u8] {
+        self.page.clear();
+        for piece in image.pieces(offset, offset + length) {
+            match piece.content {
+                Content::Zero => self.page.resize(self.page.len() + piece.length as usize, 0),
+                Content::Data(bytes) => self.page.extend_from_slice(bytes),
+            }
+        }
+        &self.page
+    }
+}

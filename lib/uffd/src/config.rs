@@ -1,0 +1,197 @@
+//! What a server is told: from the request, through its command line.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use snap::Image;
+use wire::{Call, Document, Error};
+
+use crate::{Prefetch, socket};
+
+/// Where the memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A snapshot directory.
+    Dir(PathBuf),
+    /// A raw memory file.
+    Raw(PathBuf),
+}
+
+/// One server's orders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub source: Source,
+    pub paths: Paths,
+    pub prefetch: Prefetch,
+    pub record: bool,
+}
+
+/// The server's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Paths {
+    /// Where the VMM connects.
+    pub socket: PathBuf,
+    /// Where the verbs ask.
+    pub control: PathBuf,
+    /// The list of discarded ranges.
+    pub removed: PathBuf,
+    /// What a detached server has to say.
+    pub log: PathBuf,
+}
+
+impl Paths {
+    /// Those that a request names, else `<run>/<id>/uffd.*`, else beside the socket it names.
+    pub fn of(call: &Call) -> Result<Self, Error> {
+        let fields = call.fields();
+        let id = call.document.id()?;
+        let named = |name: &str| fields.find::<PathBuf>(name);
+        let dir = id.as_ref().map(|id| call.host.run_dir(id));
+        let (socket, control) = match (named("socket")?, named("control")?, dir) {
+            (Some(socket), Some(control), _) => (socket, control),
+            (Some(socket), None, _) => (socket.clone(), socket.with_extension("ctl")),
+            (None, Some(control), _) => (control.with_extension("sock"), control),
+            (None, None, Some(dir)) => (dir.join("uffd.sock"), dir.join("uffd.ctl")),
+            (None, None, None) => {
+                return Err(Error::field(
+                    "socket",
+                    "missing, and there is no id whose directory it could be in",
+                ));
+            }
+        };
+        let paths = Self {
+            removed: control.with_extension("removed"),
+            log: control.with_extension("log"),
+            socket,
+            control,
+        };
+        paths.check()?;
+        Ok(paths)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        socket::check("socket", &self.socket)?;
+        socket::check("control", &self.control)?;
+        let all = [&self.socket, &self.control, &self.removed, &self.log];
+        match (1..all.len()).any(|index| all[..index].contains(&all[index])) {
+            true => {
+                Err(Error::field("control", "shares its name with the socket, or ends in .removed or .log"))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+impl Source {
+    fn of(call: &Call) -> Result<Self, Error> {
+        let find = |path: &str| call.document.find::<PathBuf>(path);
+        let one = |dir: Option<PathBuf>, raw: Option<PathBuf>, name: &str| match (dir, raw) {
+            (Some(_), Some(_)) => Err(Error::field(name, "names both dir and raw; wants one")),
+            (Some(dir), None) => Ok(Some(Self::Dir(dir))),
+            (None, Some(raw)) => Ok(Some(Self::Raw(raw))),
+            (None, None) => Ok(None),
+        };
+        if let Some(source) = one(find("uffd.source.dir")?, find("uffd.source.raw")?, "uffd.source")? {
+            return Ok(source);
+        }
+        if let Some(dir) = find("snapshot.dir")? {
+            return Ok(Self::Dir(dir));
+        }
+        one(find("source.dir")?, find("source.raw")?, "source")?
+            .ok_or_else(|| Error::field("source", "missing; wants source.dir, source.raw or snapshot.dir"))
+    }
+
+    /// Opens it.
+    pub fn open(&self) -> Result<Image, crate::Error> {
+        Ok(match self {
+            Self::Dir(dir) => Image::open(dir)?,
+            Self::Raw(file) => Image::open_raw(file)?,
+        })
+    }
+
+    /// The snapshot directory, if it is one.
+    pub fn dir(&self) -> Option<&Path> {
+        match self {
+            Self::Dir(dir) => Some(dir),
+            Self::Raw(_) => None,
+        }
+    }
+}
+
+impl Config {
+    /// What a request orders. Nothing is touched.
+    pub fn of(call: &Call) -> Result<Self, Error> {
+        let fields = call.fields();
+        let prefetch = match fields.find::<String>("prefetch")? {
+            None => Prefetch::All,
+            Some(word) => Prefetch::from_word(&word).ok_or_else(|| {
+                Error::field(
+                    "prefetch",
+                    format!("must be one of {}, not {word:?}", Prefetch::WORDS.join(", ")),
+                )
+            })?,
+        };
+        let config = Self {
+            source: Source::of(call)?,
+            paths: Paths::of(call)?,
+            prefetch,
+            record: fields.find("record")?.unwrap_or(false),
+        };
+        match config.record && config.source.dir().is_none() {
+            true => Err(Error::field(
+                "record",
+                "a recording belongs into a snapshot directory; the source is raw",
+            )),
+            false => Ok(config),
+        }
+    }
+
+    /// As one word of a command line.
+    pub fn to_json(&self) -> Value {
+        let source = match &self.source {
+            Source::Dir(dir) => json!({ "dir": dir }),
+            Source::Raw(raw) => json!({ "raw": raw }),
+        };
+        let Paths { socket, control, removed, log } = &self.paths;
+        json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
+               "prefetch": self.prefetch.word(), "record": self.record})
+    }
+
+    /// From that word.
+    pub fn from_json(word: &str) -> Result<Self, Error> {
+        let value = serde_json::from_str(word).map_err(|error| Error::usage(error.to_string()))?;
+        let document = Document::from_value(value)?;
+        let source = match document.find("source.dir")? {
+            Some(dir) => Source::Dir(dir),
+            None => Source::Raw(document.need("source.raw")?),
+        };
+        let paths = Paths {
+            socket: document.need("socket")?,
+            control: document.need("control")?,
+            removed: document.need("removed")?,
+            log: document.need("log")?,
+        };
+        let word: String = document.need("prefetch")?;
+        let prefetch = Prefetch::from_word(&word).ok_or_else(|| Error::field("prefetch", &word))?;
+        Ok(Self { source, paths, prefetch, record: document.need("record")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_command_line() {
+        for source in [Source::Dir("/a b/\"c".into()), Source::Raw("/r".into())] {
+            let control = PathBuf::from("/run/x/uffd.ctl");
+            let paths = Paths {
+                socket: "/run/x/uffd.sock".into(),
+                removed: control.with_extension("removed"),
+                log: control.with_extension("log"),
+                control,
+            };
+            let config = Config { source, paths, prefetch: Prefetch::Recorded, record: true };
+            assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
+        }
+    }
+}

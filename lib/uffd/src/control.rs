@@ -1,0 +1,152 @@
+//! The control socket: one line of JSON asks, one line answers.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sys::process::Process;
+
+use crate::Error;
+
+/// Longer than this no request is.
+const LONGEST: usize = 4096;
+
+/// What a server can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// What it has done, and the removed ranges into their file.
+    Stats,
+    /// To end.
+    Stop {
+        /// Even if a VMM would hang.
+        force: bool,
+    },
+}
+
+impl Request {
+    fn to_json(self) -> Value {
+        match self {
+            Self::Stats => json!({"verb": "stats"}),
+            Self::Stop { force } => json!({"verb": "stop", "force": force}),
+        }
+    }
+
+    fn parse(line: &[u8]) -> Option<Self> {
+        let value: Value = serde_json::from_slice(line).ok()?;
+        match value.get("verb")?.as_str()? {
+            "stats" => Some(Self::Stats),
+            "stop" => {
+                Some(Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A connection on the server's side. It never waits.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub stream: UnixStream,
+    line: Vec<u8>,
+}
+
+impl Connection {
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, line: Vec::new() }
+    }
+
+    /// The request once its line is complete; `Err` when the connection is of no more use.
+    pub fn request(&mut self) -> Result<Option<Request>, ()> {
+        let mut buffer = [0; 512];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(()),
+                Ok(count) => self.line.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(()),
+            }
+            if self.line.len() > LONGEST {
+                return Err(());
+            }
+        }
+        match self.line.iter().position(|&byte| byte == b'\n') {
+            None => Ok(None),
+            Some(end) => match Request::parse(&self.line[..end]) {
+                Some(request) => Ok(Some(request)),
+                None => {
+                    self.answer(Err(wire::Error::usage(
+                        "a request is {\"verb\": \"stats\"|\"stop\"} on a line",
+                    )));
+                    Err(())
+                }
+            },
+        }
+    }
+
+    /// Answers. A short line fits an empty socket; if nobody takes it, nobody wanted it.
+    pub fn answer(&mut self, answer: Result<Value, wire::Error>) {
+        let value = match answer {
+            Ok(value) => json!({ "ok": value }),
+            Err(error) => json!({"error": error.to_json("wrenn-uffd", "")}),
+        };
+        let _ = self.stream.write_all(format!("{value}\n").as_bytes());
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// An error that another process of ours reported. Which verb it happened in, the frame says.
+pub(crate) fn refusal(error: &Value) -> wire::Error {
+    wire::Error { origin: None, ..wire::Error::from_json(error) }
+}
+
+/// A conversation with a server.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+    /// Which process listens.
+    pub server: Process,
+}
+
+impl Client {
+    /// Connects. `None` when nobody listens there.
+    pub fn connect(control: &Path) -> Result<Option<Self>, Error> {
+        let stream = match UnixStream::connect(control) {
+            Ok(stream) => stream,
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(Error::io("connect to", control)(error)),
+        };
+        let peer = sys::fdpass::peer(&stream).map_err(Error::io("look at the peer of", control))?;
+        match Process::of_pid(peer.pid) {
+            Ok(server) => Ok(Some(Self { stream, server })),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Asks, and waits for the answer at most `limit`. The inner error is the server's own.
+    pub fn ask(
+        &self,
+        control: &Path,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Result<Value, wire::Error>, Error> {
+        let silent = |_| Error::NoAnswer { control: control.to_owned(), seconds: limit.as_secs() };
+        self.stream.set_read_timeout(Some(limit)).map_err(silent)?;
+        (&self.stream).write_all(format!("{}\n", request.to_json()).as_bytes()).map_err(silent)?;
+        let mut line = String::new();
+        BufReader::new(&self.stream).read_line(&mut line).map_err(silent)?;
+        let strange = || Error::Protocol { what: line.trim().to_owned() };
+        let answer: Value = serde_json::from_str(&line).map_err(|_| strange())?;
+        match (answer.get("ok"), answer.get("error")) {
+            (Some(ok), _) => Ok(Ok(ok.clone())),
+            (None, Some(error)) => Ok(Err(refusal(error))),
+            (None, None) => Err(strange()),
+        }
+    }
+}

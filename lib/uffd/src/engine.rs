@@ -1,0 +1,313 @@
+//! The page server proper: events in, pages out. One thread does it all, which is what makes it exact: a discard is
+//! marked in the step that reads it, and no copy decided before can land after it.
+//!
+//! Nothing here waits. The caller polls, and calls [`Engine::drain`], [`Engine::serve`] and [`Engine::prefetch`].
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use snap::{Image, Removed};
+use sys::process::readable;
+use sys::uffd::{Event, Events, Filled, Uffd};
+
+use crate::area::{Area, Fill, Limit, Scratch};
+use crate::prefetch::{Plan, Target};
+use crate::workingset::Recorder;
+use crate::{Error, Prefetch, Region};
+
+/// A demand fault fills one page, whatever lies around it.
+const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
+
+/// How long the kernel may say that there is no memory for a page that somebody waits for.
+const OUT_OF_MEMORY: Duration = Duration::from_secs(10);
+
+/// Serves one VMM's memory.
+pub struct Engine {
+    uffd: Uffd,
+    image: Image,
+    areas: Vec<Area>,
+    events: Events,
+    faults: VecDeque<u64>,
+    plan: Plan,
+    recorder: Option<Recorder>,
+    scratch: Scratch,
+    counts: Counts,
+    /// What happened that cannot be followed.
+    refused: Option<&'static str>,
+    short_of_memory: Option<Instant>,
+}
+
+/// What a server has done so far. Pages are those of the region they lie in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Page faults read.
+    pub faults: u64,
+    /// Pages filled from the image.
+    pub copied: u64,
+    /// Pages filled with zeros.
+    pub zeroed: u64,
+    /// Of these two, those that nobody waited for.
+    pub prefetched: u64,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing is left to do.
+    Done,
+    /// There is more to do.
+    More,
+    /// A discard is under way: read events, then try again.
+    Again,
+    /// The VMM is gone.
+    Gone,
+}
+
+impl Engine {
+    /// Serves `regions` of whoever made `uffd` from `image`.
+    ///
+    /// # Errors
+    /// `corrupt` when the image is shorter than the memory.
+    pub fn new(uffd: Uffd, image: Image, regions: Vec<Region>) -> Result<Self, Error> {
+        let wanted = regions.iter().map(Region::offset_end).max().unwrap_or(0);
+        if wanted > image.size() {
+            return Err(Error::ImageShort { size: image.size(), wanted });
+        }
+        Ok(Self {
+            uffd,
+            image,
+            areas: regions.into_iter().map(Area::new).collect(),
+            events: Events::new(),
+            faults: VecDeque::new(),
+            plan: Plan::default(),
+            recorder: None,
+            scratch: Scratch::default(),
+            counts: Counts::default(),
+            refused: None,
+            short_of_memory: None,
+        })
+    }
+
+    /// What to load before it is asked for.
+    pub fn plan(&mut self, prefetch: Prefetch, recorded: Vec<std::ops::Range<u64>>) {
+        self.plan = Plan::new(prefetch, recorded);
+    }
+
+    /// Notes the pages that are asked for from now on.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// The recorder, if it has seen enough at this time.
+    pub fn recorded(&mut self, now: Instant) -> Option<Recorder> {
+        self.recorder.take_if(|recorder| recorder.is_over(now))
+    }
+
+    /// The recorder as it is, if there is one.
+    pub fn take_recorder(&mut self) -> Option<Recorder> {
+        self.recorder.take()
+    }
+
+    /// Whether pages are being noted.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
+    }
+
+    /// Reads events to the last. Faults are queued; discards are applied at once, so that everything done afterwards knows
+    /// of them.
+    ///
+    /// # Errors
+    /// What reading said.
+    pub fn drain(&mut self) -> Result<(), Error> {
+        let Self { uffd, events, areas, faults, counts, refused, .. } = self;
+        uffd.drain(events, |event| match event {
+            Event::Fault { address, .. } => {
+                counts.faults += 1;
+                faults.push_back(address);
+            }
+            Event::Remove { start, end } => areas.iter_mut().for_each(|area| {
+                let pages = area.pages_of(start, end);
+                area.settled.insert(pages.clone());
+                area.removed.insert(pages);
+            }),
+            // It is the VMM's own doing that nobody can reach these pages any more.
+            Event::Unmap { start, end } => areas.iter_mut().for_each(|area| {
+                let pages = area.pages_of(start, end);
+                area.settled.insert(pages);
+            }),
+            Event::Remap => *refused = Some("moved to another address (mremap)"),
+            Event::Fork => *refused = Some("was copied by a fork"),
+        })
+        .map_err(|source| Error::Events { source })
+    }
+
+    /// Answers the faults read so far, in their order. Call [`Engine::drain`] first.
+    ///
+    /// # Errors
+    /// When a page cannot be filled: its VM would hang.
+    pub fn serve(&mut self) -> Result<Step, Error> {
+        if let Some(what) = self.refused {
+            return Err(Error::Event { what: what.into() });
+        }
+        while let Some(&address) = self.faults.front() {
+            let place =
+                self.areas.iter().enumerate().find_map(|(index, area)| Some((index, area.page_of(address)?)));
+            let Some((index, page)) = place else {
+                return Err(Error::Event { what: format!("faulted at {address:#x}, outside every region") });
+            };
+            if !self.areas[index].settled.has(page)
+                && let Some(recorder) = &mut self.recorder
+            {
+                recorder.note(self.areas[index].offset_of(page), self.areas[index].region.page_size);
+            }
+            match self.fill(index, page..page + 1, ONE_PAGE)? {
+                Step::Done | Step::More => self.faults.pop_front(),
+                stopped => return Ok(stopped),
+            };
+        }
+        Ok(Step::Done)
+    }
+
+    /// Loads the next pages of the plan, at most `data` bytes from the image. Call it only when no fault waits.
+    ///
+    /// # Errors
+    /// When the image cannot be read.
+    pub fn prefetch(&mut self, data: u64) -> Result<Step, Error> {
+        // Zeros cost about a fiftieth of what copies do.
+        let limit = Limit { data, zeros: data.saturating_mul(16) };
+        let Some(Target { area, pages }) = self.plan.next(&self.areas) else { return Ok(Step::Done) };
+        let before = self.counts.copied + self.counts.zeroed;
+        let step = self.fill(area, pages, limit)?;
+        self.counts.prefetched += self.counts.copied + self.counts.zeroed - before;
+        if self.short_of_memory.take().is_some() {
+            // Nobody waits for these pages: leave the memory to who does.
+            self.plan = Plan::default();
+            return Ok(Step::Done);
+        }
+        Ok(step)
+    }
+
+    /// Fills some of these pages, from the first on, and marks what is there now.
+    fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Step, Error> {
+        let Self { uffd, image, areas, scratch, counts, .. } = self;
+        let area = &mut areas[index];
+        let (first, page_size) = (pages.start, area.region.page_size);
+        let Fill { filled, from_image } = area.fill(uffd, image, pages, limit, scratch);
+        let count = match filled {
+            Filled::Bytes(bytes) => {
+                let count = bytes as u64 / page_size;
+                *(if from_image { &mut counts.copied } else { &mut counts.zeroed }) += count;
+                // Settled and yet missing: discarded without a word, by a VMM that did not ask for these events.
+                if !from_image && area.settled.has(first) {
+                    area.removed.insert(first..first + count);
+                }
+                count
+            }
+            Filled::Exists => {
+                let woken = uffd.wake(area.address_of(first), page_size);
+                woken.map_err(|source| Error::Fill { offset: area.offset_of(first), source })?;
+                1
+            }
+            // Nobody can touch it any more; the kernel has woken who waited.
+            Filled::Unmapped => 1,
+            Filled::Again => return Ok(Step::Again),
+            Filled::Gone => return Ok(Step::Gone),
+            Filled::Failed(source) => return self.not_filled(index, first, source),
+        };
+        area.settled.insert(first..first + count);
+        self.short_of_memory = None;
+        Ok(Step::More)
+    }
+
+    fn not_filled(&mut self, index: usize, page: u64, source: std::io::Error) -> Result<Step, Error> {
+        let offset = self.areas[index].offset_of(page);
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EFAULT) => Err(Error::ImageLost { offset, source }),
+            Some(Errno::ENOMEM) => {
+                let since = *self.short_of_memory.get_or_insert_with(Instant::now);
+                if since.elapsed() < OUT_OF_MEMORY {
+                    Ok(Step::Again)
+                } else {
+                    Err(Error::Fill { offset, source })
+                }
+            }
+            _ => Err(Error::Fill { offset, source }),
+        }
+    }
+
+    /// Gives the VMM its memory back: what is still missing was discarded, and reads as zeros from now on without this
+    /// server. Only when [`Engine::missing`] says 0.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn release(&mut self) -> Result<(), Error> {
+        for area in &self.areas {
+            let Region { address, size, offset, .. } = area.region;
+            match self.uffd.unregister(address, size) {
+                // ENOMEM is what the kernel says when the process has no memory left: it has ended.
+                Err(error) if error.raw_os_error() != Some(Errno::ENOMEM as i32) => {
+                    return Err(Error::Fill { offset, source: error });
+                }
+                _ => {}
+            }
+        }
+        // A discard that began before is still to be read, or its caller would wait for ever. As long as there is one, the
+        // kernel refuses to fill even what is not registered.
+        let Some(first) = self.areas.first().map(|area| area.region) else { return Ok(()) };
+        loop {
+            self.drain()?;
+            match self.uffd.zero(first.address, first.page_size) {
+                Filled::Again => readable(&self.uffd, Duration::from_millis(1)),
+                _ => return Ok(()),
+            }
+            .map_err(|source| Error::Events { source })?;
+        }
+    }
+
+    /// Bytes that only the image has so far. 0: nothing depends on the image any more.
+    pub fn missing(&self) -> u64 {
+        self.areas.iter().map(Area::missing).sum()
+    }
+
+    /// Whether a fault waits to be answered.
+    pub fn is_asked(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How many pages the VMM has discarded so far.
+    pub fn removed_pages(&self) -> u64 {
+        self.areas.iter().map(|area| area.removed.count()).sum()
+    }
+
+    /// The ranges of the image that the VMM has discarded so far.
+    pub fn removed(&self) -> Removed {
+        let ranges = |area: &'_ Area| {
+            area.removed
+                .runs()
+                .map(|run| area.offset_of(run.start)..area.offset_of(run.end))
+                .collect::<Vec<_>>()
+        };
+        self.areas.iter().flat_map(ranges).collect()
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        self.areas.iter().map(|area| area.region.size).sum()
+    }
+
+    /// How many regions there are.
+    pub fn regions(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// The descriptor to poll.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+}

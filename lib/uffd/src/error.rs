@@ -1,0 +1,188 @@
+//! What can go wrong with the page server, and what each failure is called.
+
+use std::io;
+use std::path::PathBuf;
+
+use wire::{Fault, Kind};
+
+/// A failure of wrenn-uffd's work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The memory image cannot be used.
+    #[error(transparent)]
+    Image(#[from] snap::Error),
+    /// The kernel refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A Unix socket's path does not fit its address.
+    #[error("{field}: {} has {length} bytes, and a Unix socket's path ends at 107; choose a shorter WRENN_RUN or path", path.display())]
+    PathTooLong {
+        /// The request's field.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// Another server listens there.
+    #[error("{} is in use: another page server listens there", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The path of a socket is taken by something else.
+    #[error("{} exists and is no socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The VMM's first message cannot be used.
+    #[error("the VMM's handshake {what}")]
+    Handshake {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The VMM did not finish its handshake.
+    #[error("the VMM connected and did not finish its handshake within {seconds} s: {what}")]
+    HandshakeLate {
+        /// The limit.
+        seconds: f64,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The VMM has more memory than the image.
+    #[error("the image has {size} bytes, the VMM's memory reaches to {wanted}")]
+    ImageShort {
+        /// Bytes of the image.
+        size: u64,
+        /// Where the last region ends.
+        wanted: u64,
+    },
+    /// The image could not be read while a page was copied from it.
+    #[error("the image cannot be read at offset {offset}: was a diff file cut short?")]
+    ImageLost {
+        /// Offset into memory.
+        offset: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something happened to the VMM's memory that cannot be served.
+    #[error("the VMM's memory {what}, which this server does not follow")]
+    Event {
+        /// What happened.
+        what: String,
+    },
+    /// The kernel would not fill a page.
+    #[error("cannot fill memory at offset {offset}")]
+    Fill {
+        /// Offset into memory.
+        offset: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Reading events failed.
+    #[error("cannot read the VMM's page faults")]
+    Events {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no server.
+    #[error("no page server answers at {}", control.display())]
+    NotRunning {
+        /// Its control socket.
+        control: PathBuf,
+    },
+    /// There is a server that says nothing.
+    #[error("the page server at {} does not answer within {seconds} s", control.display())]
+    NoAnswer {
+        /// Its control socket.
+        control: PathBuf,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The VM would hang.
+    #[error(
+        "the VMM, pid {pid}, still runs and {missing} bytes of its memory are only in the image: stop it first (wrenn-launch stop), or say force:=true to stop both"
+    )]
+    VmAlive {
+        /// The VMM.
+        pid: i32,
+        /// Bytes not yet loaded.
+        missing: u64,
+    },
+    /// The server ended without saying why.
+    #[error("the page server died: {how}")]
+    Died {
+        /// Exit status or signal.
+        how: String,
+    },
+    /// The program that serves is not there.
+    #[error("the program wrenn-uffd is neither in {} nor in PATH", dir.display())]
+    NoProgram {
+        /// Where this program lies.
+        dir: PathBuf,
+    },
+    /// Two of our processes do not understand each other.
+    #[error("the page server answered with something else than expected: {what}")]
+    Protocol {
+        /// What it said.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Names what an I/O error was about, for `map_err`.
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+impl Fault for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Image(error) => error.kind(),
+            Self::Io { source, .. } | Self::Fill { source, .. } | Self::Events { source } => {
+                Kind::of_io(source)
+            }
+            Self::PathTooLong { .. } => Kind::Invalid,
+            Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } => Kind::Conflict,
+            Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
+            Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
+            Self::ImageShort { .. } | Self::ImageLost { .. } => Kind::Corrupt,
+            Self::NotRunning { .. } => Kind::NotFound,
+            Self::NoProgram { .. } => Kind::Unsupported,
+            Self::Died { .. } | Self::Protocol { .. } => Kind::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Image(error) => error.code(),
+            Self::Io { .. } => "uffd.io",
+            Self::PathTooLong { .. } => "uffd.path",
+            Self::InUse { .. } => "uffd.in_use",
+            Self::NotASocket { .. } => "uffd.not_a_socket",
+            Self::Handshake { .. } => "uffd.handshake",
+            Self::HandshakeLate { .. } => "uffd.handshake_late",
+            Self::ImageShort { .. } => "uffd.image_short",
+            Self::ImageLost { .. } => "uffd.image_lost",
+            Self::Event { .. } => "uffd.event",
+            Self::Fill { .. } => "uffd.fill",
+            Self::Events { .. } => "uffd.events",
+            Self::NotRunning { .. } => "uffd.not_running",
+            Self::NoAnswer { .. } => "uffd.no_answer",
+            Self::VmAlive { .. } => "uffd.vm_alive",
+            Self::Died { .. } => "uffd.died",
+            Self::NoProgram { .. } => "uffd.no_program",
+            Self::Protocol { .. } => "uffd.protocol",
+        }
+    }
+}

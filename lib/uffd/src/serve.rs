@@ -1,0 +1,115 @@
+//! `wrenn-uffd serve`: a server for one VMM.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+
+use serde_json::{Map, Value, json};
+use sys::process::Process;
+use wire::{Call, Error, Reply};
+
+use crate::Error as Failure;
+use crate::config::Config;
+use crate::control::refusal;
+use crate::guardian::{Guardian, failure};
+use crate::role::{GUARDIAN, program};
+use crate::stop;
+
+/// The verb.
+pub fn run(call: &mut Call) -> Result<Reply, Error> {
+    let config = Config::of(call)?;
+    let detach = call.fields().find::<bool>("detach")?.unwrap_or(false);
+    make_directory(call, &config)?;
+    match detach {
+        true => detached(call, &config),
+        false => foreground(call, config),
+    }
+}
+
+/// Makes the sandbox's own directory if that is where the socket goes.
+fn make_directory(call: &mut Call, config: &Config) -> Result<(), Error> {
+    let Some(id) = call.document.id()? else { return Ok(()) };
+    let dir = call.host.run_dir(&id);
+    if config.paths.socket.parent() != Some(&dir) || dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(&dir).map_err(Failure::io("make", &dir))?;
+    call.undo.push("the sandbox's directory", move || {
+        // Not empty: somebody else is at home there by now.
+        let _ = fs::remove_dir(&dir);
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Serves until the VMM is gone, and prints what happens. This process is the guardian.
+fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
+    let mut guardian = Guardian::start(config, Stdio::inherit())?;
+    let mut failed = None;
+    let mut closed = None;
+    while let Some(event) = guardian.next()? {
+        match event.name.as_str() {
+            "failed" => failed = Some(failure(&event.fields)),
+            "closed" => closed = Some(event.fields),
+            name => call.emit(name, Value::Object(event.fields))?,
+        }
+    }
+    let ending = guardian.conclude(failed);
+    if let Some(error) = ending.error {
+        return Err(error);
+    }
+    let mut fields = closed.unwrap_or_else(Map::new);
+    if let Some(pid) = ending.stopped {
+        fields.insert("vmm".into(), "stopped".into());
+        fields.insert("stopped_pid".into(), pid.into());
+    }
+    call.emit("closed", Value::Object(fields))?;
+    Ok(Reply::Streamed(0))
+}
+
+/// Starts a guardian that lives on, and waits until its server listens.
+fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
+    let program = program()?;
+    let failed = |source| Failure::io("start", &program)(source);
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&config.paths.log)
+        .map_err(Failure::io("write", &config.paths.log))?;
+    let (pipe, writer) = io::pipe().map_err(failed)?;
+    let mut command = Command::new(&program);
+    command.arg(GUARDIAN).arg(config.to_json().to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let mut guardian = sys::detach::spawn(command, vec![writer.into()]).map_err(failed)?;
+    let mut line = String::new();
+    let heard = BufReader::new(pipe).read_line(&mut line);
+    // Should this program live longer than the guardian, no zombie remains.
+    std::thread::spawn(move || guardian.wait());
+    heard.map_err(failed)?;
+
+    let event: Value = serde_json::from_str(&line).unwrap_or_default();
+    if event["event"] != "listening" {
+        let _ = fs::remove_file(&config.paths.log);
+        return Err(match event.get("error") {
+            Some(error) => refusal(error),
+            None => Failure::Died { how: "before it listened".into() }.into(),
+        });
+    }
+    let server = Process {
+        pid: event["pid"].as_i64().unwrap_or_default() as i32,
+        start_time: event["start_time"].as_u64().unwrap_or_default(),
+        boot_id: event["boot_id"].as_str().unwrap_or_default().to_owned(),
+    };
+    let (paths, process) = (config.paths.clone(), server.clone());
+    call.undo.push("the page server", move || stop::end(&paths, Some(&process), true));
+    let section = json!({"pid": server.pid, "start_time": server.start_time, "boot_id": server.boot_id,
+                         "socket": config.paths.socket, "control": config.paths.control,
+                         "removed": config.paths.removed});
+    if let Value::Object(section) = section {
+        section.into_iter().for_each(|(name, value)| call.document.set(&format!("uffd.{name}"), value));
+    }
+    wire::check_interrupt()?;
+    Ok(Reply::Document)
+}

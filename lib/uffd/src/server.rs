@@ -1,0 +1,376 @@
+//! The server process: listens, takes the VMM's handshake, serves until the VMM is gone or it is told to stop.
+//!
+//! It tells its parent, the guardian, what happens: events as lines of JSON through a pipe, the last of them `closed` or
+//! `failed`. A pipe that ends without either means that it died.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use serde_json::{Value, json};
+use snap::{Image, Removed};
+use sys::process::Process;
+
+use crate::config::Config;
+use crate::control::{Connection, Request};
+use crate::handshake::{Greeting, Handshake};
+use crate::service::Service;
+use crate::socket::{self, Listener};
+use crate::workingset::replace;
+use crate::{Engine, Error};
+
+/// How long a VMM that has connected may take to say the rest.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How many verbs may talk to the server at once.
+const CONNECTIONS: usize = 8;
+
+/// A server.
+pub(crate) struct Server {
+    config: Config,
+    /// Taken by the service when it begins.
+    image: Option<Image>,
+    /// Goes when a VMM is served: a second one is refused by the kernel rather than left waiting.
+    listener: Option<Listener>,
+    vmm: Vmm,
+    control: Listener,
+    connections: Vec<Connection>,
+    guardian: Guardian,
+}
+
+/// How far the VMM has come.
+enum Vmm {
+    Awaited,
+    Greeting(Handshake),
+    Served(Box<Service>),
+}
+
+/// Who started this process, and the pipe it listens on.
+struct Guardian {
+    process: Process,
+    events: File,
+}
+
+/// Why a server ended, all being well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    VmmGone,
+    Stopped,
+    Signal,
+    /// The guardian died before any VMM had come: nobody will miss this server.
+    Orphaned,
+}
+
+/// Runs a server until it ends. `events` is the pipe to the guardian.
+pub(crate) fn run(config: Config, events: File) -> ExitCode {
+    let parent = nix::unistd::getppid().as_raw();
+    let mut guardian = match Process::of_pid(parent) {
+        Ok(process) => Guardian { process, events },
+        Err(error) => {
+            eprintln!("{} wrenn-uffd: no guardian at pid {parent}: {error}", wire::timestamp());
+            return ExitCode::FAILURE;
+        }
+    };
+    match start(&config, &mut guardian) {
+        Ok((image, control, listener)) => Server {
+            config,
+            image: Some(image),
+            listener: Some(listener),
+            vmm: Vmm::Awaited,
+            control,
+            connections: Vec::new(),
+            guardian,
+        }
+        .run(),
+        Err(error) => {
+            guardian.tell("failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
+            ExitCode::from(error.kind.status())
+        }
+    }
+}
+
+/// Opens and binds everything, and says so.
+fn start(config: &Config, guardian: &mut Guardian) -> Result<(Image, Listener, Listener), wire::Error> {
+    let image = config.source.open()?;
+    let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
+    let control = Listener::bind(&config.paths.control)?;
+    let listener = Listener::bind(&config.paths.socket)?;
+    // What an earlier server saw discarded says nothing about this one's VM.
+    socket::remove(&config.paths.removed)?;
+    guardian.tell(
+        "listening",
+        json!({"socket": config.paths.socket, "control": config.paths.control, "bytes": image.size(),
+               "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}),
+    );
+    Ok((image, control, listener))
+}
+
+impl Guardian {
+    /// One event. A guardian that is gone does not keep the server from serving.
+    fn tell(&mut self, event: &str, fields: Value) {
+        let mut line = json!({ "event": event });
+        if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
+            line.extend(fields);
+        }
+        let _ = self.events.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+impl Server {
+    fn run(mut self) -> ExitCode {
+        let ended = loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(reason)) => break self.close(reason),
+                Err(error) => break Err(error),
+            }
+        };
+        match ended {
+            Ok(closed) => {
+                self.guardian.tell("closed", closed);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                let mut fields = self.owed().map_or(json!({}), |peer| peer_fields(&peer));
+                let error = wire::Error::from(error);
+                fields["error"] = error.to_json("wrenn-uffd", "serve");
+                self.guardian.tell("failed", fields);
+                ExitCode::from(error.kind.status())
+            }
+        }
+    }
+
+    /// The VMM that hangs if this server fails: one that has handed over its userfaultfd.
+    fn owed(&self) -> Option<Process> {
+        match &self.vmm {
+            Vmm::Served(service) => Some(service.peer.clone()),
+            Vmm::Greeting(handshake) if handshake.has_descriptor() => {
+                Process::of_pid(handshake.peer().pid).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits for something to happen, and does what it asks for.
+    fn turn(&mut self) -> Result<Option<Reason>, Error> {
+        let ready = self.poll()?;
+        if ready.signal && sys::signals::pending().is_some() {
+            return Ok(Some(Reason::Signal));
+        }
+        if ready.orphaned {
+            return Ok(Some(Reason::Orphaned));
+        }
+        match &mut self.vmm {
+            Vmm::Served(service) => {
+                let events = service.turn(ready.vmm, ready.exited)?;
+                events.into_iter().for_each(|(event, fields)| self.guardian.tell(event, fields));
+                if service.is_over() {
+                    return Ok(Some(Reason::VmmGone));
+                }
+            }
+            Vmm::Awaited if ready.vmm => self.accept()?,
+            Vmm::Greeting(handshake) if ready.vmm || Instant::now() >= handshake.deadline() => {
+                self.greet()?
+            }
+            _ => {}
+        }
+        if ready.control { self.verbs() } else { Ok(None) }
+    }
+
+    /// Waits until there is something to do.
+    fn poll(&self) -> Result<Ready, Error> {
+        let now = Instant::now();
+        let (vmm, exit, wait) = match &self.vmm {
+            Vmm::Awaited => (self.listener.as_ref().map(|listener| listener.socket.as_fd()), None, None),
+            Vmm::Greeting(handshake) => {
+                let left = handshake.deadline().saturating_duration_since(now);
+                (Some(handshake.stream().as_fd()), None, Some(left))
+            }
+            Vmm::Served(service) => {
+                (Some(service.engine.uffd().as_fd()), Some(service.exit.as_fd()), service.patience(now))
+            }
+        };
+        // The write end of a pipe is ready for an error alone: that nobody reads it any more. It matters only as long as
+        // there is no VMM to serve.
+        let orphan = exit.is_none().then(|| self.guardian.events.as_fd());
+        let mut fds = Vec::with_capacity(8);
+        let vmm = add(&mut fds, vmm, PollFlags::POLLIN);
+        let exit = add(&mut fds, exit, PollFlags::POLLIN);
+        let orphan = add(&mut fds, orphan, PollFlags::empty());
+        let signal = add(&mut fds, sys::signals::fd(), PollFlags::POLLIN);
+        let control = fds.len();
+        add(&mut fds, Some(self.control.socket.as_fd()), PollFlags::POLLIN);
+        for connection in &self.connections {
+            add(&mut fds, Some(connection.stream.as_fd()), PollFlags::POLLIN);
+        }
+        match ppoll(&mut fds, wait.map(TimeSpec::from_duration), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::Events { source: errno.into() }),
+        }
+        let is = |index: Option<usize>| index.is_some_and(|index| fds[index].any() == Some(true));
+        Ok(Ready {
+            vmm: is(vmm),
+            exited: is(exit),
+            orphaned: is(orphan),
+            signal: is(signal),
+            control: (control..fds.len()).any(|index| is(Some(index))),
+        })
+    }
+
+    /// Takes a VMM's connection.
+    fn accept(&mut self) -> Result<(), Error> {
+        let Some(listener) = &self.listener else { return Ok(()) };
+        let Some(stream) = listener.accept()? else { return Ok(()) };
+        let path = &self.config.paths.socket;
+        let handshake = Handshake::new(stream, HANDSHAKE).map_err(Error::io("look at the peer of", path))?;
+        match socket::is_trusted(handshake.peer()) {
+            true => self.vmm = Vmm::Greeting(handshake),
+            false => {
+                let message = format!("refused a VMM of user {}: not mine", handshake.peer().uid);
+                self.guardian.tell("warning", json!({ "message": message }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the VMM's handshake, and begins to serve it when it is complete.
+    fn greet(&mut self) -> Result<(), Error> {
+        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(()) };
+        let (regions, uffd) = match handshake.advance()? {
+            Greeting::Waiting => return Ok(()),
+            Greeting::Nothing => {
+                self.vmm = Vmm::Awaited;
+                return Ok(());
+            }
+            Greeting::Done(regions, uffd) => (regions, uffd),
+        };
+        let pid = handshake.peer().pid;
+        let gone = || Error::Handshake { what: format!("came from pid {pid}, which is not there") };
+        let peer = Process::of_pid(pid).map_err(|_| gone())?;
+        let exit = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))?.ok_or_else(gone)?;
+        let Some(image) = self.image.take() else { return Ok(()) };
+        let engine = Engine::new(uffd, image, regions)?;
+        let mut fields = peer_fields(&peer);
+        fields["regions"] = engine.regions().into();
+        fields["bytes"] = engine.bytes().into();
+        self.guardian.tell("connected", fields);
+        let (service, warning) = Service::start(&self.config, engine, peer, exit);
+        if let Some(message) = warning {
+            self.guardian.tell("warning", json!({ "message": message }));
+        }
+        self.vmm = Vmm::Served(Box::new(service));
+        self.listener = None;
+        Ok(())
+    }
+
+    /// Answers the verbs that ask.
+    fn verbs(&mut self) -> Result<Option<Reason>, Error> {
+        while let Some(stream) = self.control.accept()? {
+            if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
+                if self.connections.len() == CONNECTIONS {
+                    self.connections.remove(0);
+                }
+                self.connections.push(Connection::new(stream));
+            }
+        }
+        let mut reason = None;
+        for mut connection in std::mem::take(&mut self.connections) {
+            match connection.request() {
+                Ok(None) => self.connections.push(connection),
+                Ok(Some(Request::Stats)) => connection.answer(self.stats().map_err(Into::into)),
+                Ok(Some(Request::Stop { force })) => {
+                    let answer = self.stoppable(force).map(|()| self.described());
+                    reason = answer.is_ok().then_some(Reason::Stopped).or(reason);
+                    connection.answer(answer.map_err(Into::into));
+                }
+                Err(()) => {}
+            }
+        }
+        Ok(reason)
+    }
+
+    /// What was done so far; the discarded ranges are in their file when this returns.
+    fn stats(&mut self) -> Result<Value, Error> {
+        let mut removed = Removed::new();
+        if let Vmm::Served(service) = &mut self.vmm {
+            // A discard that has returned was read, or it would not have returned; one under way is read here.
+            service.engine.drain()?;
+            removed = service.engine.removed();
+        }
+        let described = self.described();
+        replace(&self.config.paths.removed, format!("{}\n", removed.to_json()).as_bytes())?;
+        self.guardian.tell("stats", described["stats"].clone());
+        Ok(described)
+    }
+
+    fn described(&self) -> Value {
+        let stats = match &self.vmm {
+            Vmm::Awaited => json!({"state": "listening", "complete": false}),
+            Vmm::Greeting(..) => json!({"state": "handshake", "complete": false}),
+            Vmm::Served(service) => service.stats(),
+        };
+        let Process { pid, start_time, boot_id } = &self.guardian.process;
+        json!({"stats": stats, "removed": self.config.paths.removed,
+               "guardian": {"pid": pid, "start_time": start_time, "boot_id": boot_id}})
+    }
+
+    /// Refuses to stop when that would leave a VM hanging.
+    fn stoppable(&self, force: bool) -> Result<(), Error> {
+        match &self.vmm {
+            Vmm::Served(service) if !force && service.lives() && service.engine.missing() > 0 => {
+                Err(Error::VmAlive { pid: service.peer.pid, missing: service.engine.missing() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
+    fn close(&mut self, reason: Reason) -> Result<Value, Error> {
+        let mut closed = json!({"reason": reason.word(), "vmm": "none"});
+        if let Vmm::Served(service) = &mut self.vmm {
+            closed["vmm"] = service.leave()?.into();
+            if let Value::Object(stats) = service.stats() {
+                stats
+                    .into_iter()
+                    .filter(|(name, _)| name != "state")
+                    .for_each(|(name, value)| closed[name] = value);
+            }
+        }
+        Ok(closed)
+    }
+}
+
+/// What a poll has found.
+struct Ready {
+    vmm: bool,
+    exited: bool,
+    orphaned: bool,
+    signal: bool,
+    control: bool,
+}
+
+impl Reason {
+    fn word(self) -> &'static str {
+        match self {
+            Self::VmmGone => "vmm_gone",
+            Self::Stopped => "stopped",
+            Self::Signal => "signal",
+            Self::Orphaned => "orphaned",
+        }
+    }
+}
+
+/// Adds a descriptor to a poll, and says at which place.
+fn add<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: Option<BorrowedFd<'fd>>, wanted: PollFlags) -> Option<usize> {
+    fds.push(PollFd::new(fd?, wanted));
+    Some(fds.len() - 1)
+}
+
+fn peer_fields(peer: &Process) -> Value {
+    json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
+}
