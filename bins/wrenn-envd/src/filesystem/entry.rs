@@ -73,7 +73,13 @@ pub fn make_directories(path: &Path, user: &User) -> io::Result<()> {
     }
     match DirBuilder::new().create(path) {
         Ok(()) if geteuid().is_root() => chown(path, Some(user.uid), Some(user.gid)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if path.is_dir() {
+                Ok(())
+            } else {
+                Err(Errno::ENOTDIR.into())
+            }
+        }
         made => made,
     }
 }

@@ -37,7 +37,7 @@ fn bring_up() -> io::Result<RebootMode> {
     });
     name(address.as_ref());
 
-    let served = runtime()?.block_on(async {
+    runtime()?.block_on(async {
         let asked = shutdown::asked()?;
         let agent = agent::Agent::start(agent::Role::Guest)?;
         // Listening comes first: 0.0.0.0 needs no address, and the host's first try may find the port open.
@@ -54,8 +54,7 @@ fn bring_up() -> io::Result<RebootMode> {
             served = server::run(listener, agent) => served.map(|()| RebootMode::RB_AUTOBOOT),
             never = network => never,
         }
-    });
-    served
+    })
 }
 
 /// The host name: the kernel command line's, else the image's, else ours.

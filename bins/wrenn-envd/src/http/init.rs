@@ -49,7 +49,11 @@ pub async fn post(agent: &Arc<Agent>, request: Request<Incoming>) -> Result<Resp
     let init: Init = if bytes.is_empty() {
         Init::default()
     } else {
-        serde_json::from_slice(&bytes).map_err(|error| Reply::bad_request(format!("/init: {error}")))?
+        // Through a map: a derived struct would take an array too.
+        let object: Result<serde_json::Map<_, _>, _> = serde_json::from_slice(&bytes);
+        object
+            .and_then(|object| serde_json::from_value(object.into()))
+            .map_err(|error| Reply::bad_request(format!("/init: {error}")))?
     };
     let known = init.access_token.as_ref().is_some_and(|given| {
         agent.defaults().token.as_ref().is_some_and(|token| auth::same(given.as_bytes(), token.as_bytes()))
@@ -90,10 +94,9 @@ fn check(init: &Init) -> Result<Vec<u8>, Reply> {
             return Err(Reply::bad_request(format!("hostname: {name:?} is no host name")));
         }
     }
-    if let Some(id) = init.machine_id.as_deref() {
-        if id.len() != 32 || !id.bytes().all(|c| c.is_ascii_hexdigit()) {
-            return Err(Reply::bad_request(format!("machineId: {id:?} is not 32 hexadecimal digits")));
-        }
+    let wrong = |id: &&str| id.len() != 32 || !id.bytes().all(|c| c.is_ascii_hexdigit());
+    if let Some(id) = init.machine_id.as_deref().filter(wrong) {
+        return Err(Reply::bad_request(format!("machineId: {id:?} is not 32 hexadecimal digits")));
     }
     let entropy = init.entropy.as_deref().unwrap_or_default();
     STANDARD.decode(entropy).map_err(|error| Reply::bad_request(format!("entropy: not base64: {error}")))
@@ -115,10 +118,10 @@ fn change_guest(init: &Init, entropy: &[u8]) -> Result<(), Reply> {
     if let Some(name) = &init.hostname {
         nix::unistd::sethostname(name).map_err(|error| failed("hostname", error.into()))?;
     }
-    if let Some(id) = &init.machine_id {
-        if let Err(error) = fs::write("/etc/machine-id", format!("{id}\n")) {
-            say!("/etc/machine-id: {error}"); // a root that is read-only keeps its own
-        }
+    if let Some(id) = &init.machine_id
+        && let Err(error) = fs::write("/etc/machine-id", format!("{id}\n"))
+    {
+        say!("/etc/machine-id: {error}"); // a root that is read-only keeps its own
     }
     Ok(())
 }
