@@ -85,21 +85,32 @@ pub(crate) fn keep(live: &Path, dir: &Path, meta: &Meta) -> Result<PathBuf, Erro
         return Err(Error::Exists { what: kept.display().to_string() });
     }
     file.sync_all().map_err(Error::io("sync", live))?;
+    let described = dir.join(META).exists();
     meta.write(dir).map_err(Error::io("write", dir.join(META)))?;
-    if !is_same(live, &kept) {
-        match std::fs::hard_link(live, &kept) {
-            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-                let new = NewFile::in_dir(dir, 0o600).map_err(Error::io("make a file in", dir))?;
-                copy(&file, &new.file)
-                    .and_then(|()| new.file.sync_all())
-                    .and_then(|()| new.publish(&kept))
-                    .map_err(Error::io("write", &kept))?;
-            }
-            linked => linked.map_err(Error::io("write", &kept))?,
+    put(live, &file, dir, &kept).inspect_err(|_| {
+        if !described {
+            let _ = std::fs::remove_file(dir.join(META));
         }
-    }
+    })?;
     sync_dir(dir).map_err(Error::io("sync", dir))?;
     Ok(kept)
+}
+
+/// Gives the file its name in the snapshot directory, if it has not got it yet.
+fn put(live: &Path, file: &File, dir: &Path, kept: &Path) -> Result<(), Error> {
+    if is_same(live, kept) {
+        return Ok(());
+    }
+    match std::fs::hard_link(live, kept) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            let new = NewFile::in_dir(dir, 0o600).map_err(Error::io("make a file in", dir))?;
+            copy(file, &new.file)
+                .and_then(|()| new.file.sync_all())
+                .and_then(|()| new.publish(kept))
+                .map_err(Error::io("write", kept))
+        }
+        linked => linked.map_err(Error::io("write", kept)),
+    }
 }
 
 /// Whether both are names of one file.
