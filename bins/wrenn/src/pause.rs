@@ -65,8 +65,9 @@ pub fn give_back(sandbox: &mut Sandbox, running: &Document, dir: &Path) -> Resul
     // The VMM may have forgotten its dirty pages in a dump that nobody keeps: the next snapshot is a Full one.
     document.remove("vm.base");
     sandbox.document = document;
-    let saved = sandbox.save();
-    Error::all([resumed, discard(dir), saved].into_iter().filter_map(Result::err))
+    // First the files go: a full disk may be why the pause failed, and the document needs room too.
+    let discarded = discard(dir);
+    Error::all([resumed, discarded, sandbox.save()].into_iter().filter_map(Result::err))
 }
 
 /// Removes a generation that was not published, or one that is not wanted any more.
