@@ -382,6 +382,16 @@ fn a_snapshot_goes_to_fresh_files_of_a_paused_vm() {
     let done = bench.with("snapshot", &document).success().reply();
     assert_eq!(done["snapshot"]["raw"], json!(dir.join("memfile.raw")));
     assert_eq!(done["vm"]["base"], json!(dir));
+    // All that is not zero was written since the boot; a second full one has no such shortcut.
+    let kinds = || -> Vec<_> {
+        let dumps = bench.requests().into_iter().filter(|request| request[1] == "/snapshot/create");
+        dumps.map(|request| request[2]["snapshot_type"].clone()).collect()
+    };
+    assert_eq!(kinds(), ["Diff"]);
+    let mut again = done.clone();
+    again["snapshot"] = json!({"dir": bench.file("gen-2"), "kind": "full"});
+    let _ = bench.with("snapshot", &again).success();
+    assert_eq!(kinds(), ["Diff", "Full"]);
     assert_eq!(fs::read_to_string(dir.join("memfile.raw")).unwrap(), "the memory");
     assert_eq!(fs::read_to_string(dir.join("snapfile")).unwrap(), "the state");
     error(bench.with("snapshot", &document), 4, "launch.snapshot_exists");

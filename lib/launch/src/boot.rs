@@ -5,6 +5,7 @@ use std::path::Path;
 use wire::{Call, Reply};
 
 use crate::machine::Machine;
+use crate::runfiles::Base;
 use crate::section::State;
 use crate::start::start;
 use crate::{WORKDIR, driver};
@@ -18,6 +19,6 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let mut vmm = start(call.document, call.host, &id, driver, netns, machine.shown(), call.undo)?;
     let machine = machine.seen_in(Path::new(WORKDIR));
     vmm.with(|driver, api| driver.boot(api, &machine))?;
-    call.document.set("vm", vmm.section(State::Running, None)?);
+    call.document.set("vm", vmm.section(State::Running, &Base::Boot, call.undo)?);
     Ok(Reply::Document)
 }

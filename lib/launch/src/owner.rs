@@ -1,7 +1,9 @@
 //! Whose a VMM is: a mark in its environment, which the kernel keeps for as long as the process lives.
 
 use std::fs;
+use std::io;
 
+use nix::errno::Errno;
 use sys::process::Process;
 use wire::{Host, Id};
 
@@ -16,6 +18,17 @@ pub(crate) fn mark(host: &Host, id: &Id) -> String {
 /// The mark of a process, `None` when it has none, is gone, or may not be looked at.
 pub(crate) fn of_pid(pid: i32) -> Option<String> {
     of_environment(&fs::read(format!("/proc/{pid}/environ")).ok()?)
+}
+
+/// Whether a process has no environment any more: from the moment it begins to end its memory is no longer its own, and
+/// it reads empty (before Linux 6.12) or as no process.
+pub(crate) fn is_ending(pid: i32) -> bool {
+    match fs::read(format!("/proc/{pid}/environ")) {
+        Ok(bytes) => bytes.is_empty(),
+        Err(error) => {
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
+        }
+    }
 }
 
 fn of_environment(bytes: &[u8]) -> Option<String> {

@@ -9,7 +9,7 @@ use wire::{Call, Document, Reply};
 use crate::driver::{Driver, Load, Memory};
 use crate::handed::Handed;
 use crate::machine::{DISK, Net, disk};
-use crate::runfiles::RunFiles;
+use crate::runfiles::Base;
 use crate::section::State;
 use crate::start::start;
 use crate::{Error, driver};
@@ -30,10 +30,8 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     };
     vmm.with(|driver, api| driver.load(api, &load))?;
 
-    let files = RunFiles::of(call.host, &id);
-    files.write_base(&snapshot.dir)?;
-    call.undo.push("base of the dirty log", move || Ok(files.forget_base()?));
-    call.document.set("vm", vmm.section(State::Paused, Some(&snapshot.dir))?);
+    let section = vmm.section(State::Paused, &Base::Snapshot(snapshot.dir), call.undo)?;
+    call.document.set("vm", section);
     Ok(Reply::Document)
 }
 

@@ -30,6 +30,20 @@ pub(crate) struct Console {
     start: u64,
 }
 
+/// What the pages in a VMM's dirty log have changed from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// From the zeros that memory is before the boot.
+    Boot,
+    /// From the snapshot in this directory: the last one dumped, or the one loaded.
+    Snapshot(PathBuf),
+}
+
+impl Base {
+    /// What stands in the file for [`Base::Boot`]. A directory begins with a slash.
+    const BOOT: &'static str = "boot";
+}
+
 impl RunFiles {
     /// The API socket's name.
     pub const SOCKET: &'static str = "api.sock";
@@ -50,7 +64,7 @@ impl RunFiles {
         self.dir.join("vm.log")
     }
 
-    /// Holds the snapshot directory that the VMM's dirty log is relative to, while that is known for sure: it is absent
+    /// Holds the [`Base`] of the VMM's dirty log, while that is known for sure: it is absent
     /// from just before a dump until that dump is complete, so that no failure in between can be taken for a base.
     fn base(&self) -> PathBuf {
         self.dir.join("vm.base")
@@ -89,13 +103,18 @@ impl RunFiles {
     }
 
     /// What the dirty log is relative to, if it is known.
-    pub fn read_base(&self) -> Option<PathBuf> {
-        fs::read_to_string(self.base()).ok().map(PathBuf::from)
+    pub fn read_base(&self) -> Option<Base> {
+        let text = fs::read_to_string(self.base()).ok()?;
+        Some(if text == Base::BOOT { Base::Boot } else { Base::Snapshot(text.into()) })
     }
 
-    /// From here on the dirty log is relative to `dir`.
-    pub fn write_base(&self, dir: &Path) -> Result<(), Error> {
-        fs::write(self.base(), dir.as_os_str().as_encoded_bytes()).map_err(Error::io("write", self.base()))
+    /// From here on the dirty log is relative to this.
+    pub fn write_base(&self, base: &Base) -> Result<(), Error> {
+        let text = match base {
+            Base::Boot => Base::BOOT.as_bytes(),
+            Base::Snapshot(dir) => dir.as_os_str().as_encoded_bytes(),
+        };
+        fs::write(self.base(), text).map_err(Error::io("write", self.base()))
     }
 
     /// From here on it is not known what the dirty log is relative to.

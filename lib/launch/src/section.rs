@@ -1,6 +1,7 @@
 //! The document's section `vm`: a running VMM by process, socket and state.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sys::process::Process;
 use wire::{Document, Host, Id, Value, json};
@@ -9,6 +10,9 @@ use crate::Error;
 use crate::api::Api;
 use crate::driver::{self, Driver};
 use crate::owner;
+
+/// How long a process may take to end once it has begun to: time for many gigabytes.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +66,16 @@ impl Vm {
         if owner::of_pid(self.process.pid).is_some_and(|mark| mark == owner::mark(host, id)) {
             return Ok(true);
         }
-        // It may have ended between the two looks.
-        if !self.process.is_alive() {
+        // One that is ending has no environment any more, and a while to go: its memory is being taken apart.
+        let limit = if owner::is_ending(self.process.pid) { ENDING } else { Duration::ZERO };
+        if self.has_ended(limit)? {
             return Ok(false);
         }
         Err(Error::Foreign { id: id.to_string(), what: format!("process {}", self.process.pid) })
+    }
+
+    fn has_ended(&self, limit: Duration) -> Result<bool, Error> {
+        self.process.wait(limit).map_err(Error::io("wait for", format!("/proc/{}", self.process.pid)))
     }
 
     /// Speaks to the VMM.
@@ -78,10 +87,11 @@ impl Vm {
         if !self.is_alive(host, id)? {
             return Err(gone());
         }
-        let api = Api::connect(&self.api).map_err(|error| match self.process.is_alive() {
-            true => Error::Io { what: "connect to", path: self.api.clone(), source: error },
-            false => gone(),
-        })?;
+        let api = match Api::connect(&self.api) {
+            Ok(api) => api,
+            Err(_) if self.has_ended(Duration::from_secs(1))? => return Err(gone()),
+            Err(source) => return Err(Error::Io { what: "connect to", path: self.api.clone(), source }),
+        };
         if api.peer_pid() != Some(self.process.pid) {
             return Err(Error::Foreign { id: id.to_string(), what: self.api.display().to_string() });
         }

@@ -9,7 +9,7 @@ use wire::{Call, Document, Reply, Undo};
 use crate::Error;
 use crate::driver::{Driver, Dump};
 use crate::handed::Handed;
-use crate::runfiles::{RunFiles, remove};
+use crate::runfiles::{Base, RunFiles, remove};
 use crate::section::{State, Vm};
 
 /// The raw memory's name until it is packed.
@@ -34,8 +34,10 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     sync_disk(call.document)?;
     target.make(call.undo)?;
     let handed = Handed::dir(&target.dir)?;
-    let dump =
-        Dump { state: handed.file(vm.driver.state_file()), memory: handed.file(RAW), diff: target.diff };
+    // Since the boot every page that is not zero has been written: what was written is all there is, and the holes
+    // between it read as the zeros they stand for.
+    let diff = target.diff || files.read_base() == Some(Base::Boot);
+    let dump = Dump { state: handed.file(vm.driver.state_file()), memory: handed.file(RAW), diff };
     // From the request on the VMM may have forgotten its dirty pages, whatever becomes of the answer.
     files.forget_base()?;
     vm.driver.snapshot(&mut api, &dump)?;
@@ -43,7 +45,7 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     sync(&target.dir)?;
 
     let dir = target.dir.canonicalize().map_err(Error::io("resolve", &target.dir))?;
-    files.write_base(&dir)?;
+    files.write_base(&Base::Snapshot(dir.clone()))?;
     call.undo.push("base of the dirty log", move || Ok(files.forget_base()?));
     call.document.set("snapshot.raw", target.raw.to_string_lossy());
     call.document.set("vm.base", dir.to_string_lossy());
@@ -125,7 +127,7 @@ fn check_base(document: &Document, files: &RunFiles) -> Result<(), wire::Error> 
         return no(format!("the VM's dirty log is relative to {}", base.display()));
     }
     match files.read_base() {
-        Some(known) if resolved(&known) == resolved(&base) => Ok(()),
+        Some(Base::Snapshot(known)) if resolved(&known) == resolved(&base) => Ok(()),
         _ => no("a dump of this VM failed or was taken back since".into()),
     }
 }

@@ -18,7 +18,7 @@ use wire::{Document, Host, Id, Map, Undo, Value};
 use crate::api::Api;
 use crate::driver::{self, Driver};
 use crate::plan::Plan;
-use crate::runfiles::{Console, RunFiles};
+use crate::runfiles::{Base, Console, RunFiles};
 use crate::section::{State, process_fields};
 use crate::{Error, WORKDIR, child, owner};
 
@@ -93,8 +93,11 @@ impl Started {
             .map_err(|error| explain(error, &self.process, &self.exit, &self.console))
     }
 
-    /// The document's section for it.
-    pub fn section(&mut self, state: State, base: Option<&Path>) -> Result<Value, wire::Error> {
+    /// The document's section for it, its dirty log being relative to `base` from here on.
+    pub fn section(&mut self, state: State, base: &Base, undo: &mut Undo) -> Result<Value, wire::Error> {
+        let files = self.files.clone();
+        files.write_base(base)?;
+        undo.push("base of the dirty log", move || Ok(files.forget_base()?));
         let version = self.with(|driver, api| driver.version(api))?;
         let path = |path: &Path| Value::from(path.to_string_lossy());
         let mut vm = Map::new();
@@ -105,7 +108,9 @@ impl Started {
         vm.insert("workdir".into(), WORKDIR.into());
         vm.insert("log".into(), path(&self.files.console()));
         vm.insert("state".into(), state.name().into());
-        vm.extend(base.map(|base| ("base".to_owned(), path(base))));
+        if let Base::Snapshot(dir) = base {
+            vm.insert("base".into(), path(dir));
+        }
         Ok(vm.into())
     }
 }

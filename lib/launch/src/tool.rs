@@ -128,7 +128,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "snapshot.raw",
                     Type::Path,
-                    "the memory as written: dense, or with holes where unchanged",
+                    "the memory as written; holes are zeros in a full one, what is unchanged in a diff",
                 ),
                 Field::need("vm.base", Type::Path, "the snapshot its dirty log is relative to from here on"),
             ],
