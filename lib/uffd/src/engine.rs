@@ -19,6 +19,9 @@ use crate::{Error, Prefetch, Region};
 /// A demand fault fills one page, whatever lies around it.
 const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
 
+const ENOMEM: i32 = Errno::ENOMEM as i32;
+const EINVAL: i32 = Errno::EINVAL as i32;
+
 /// How long the kernel may say that there is no memory for a page that somebody waits for.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(10);
 
@@ -244,12 +247,10 @@ impl Engine {
     pub fn release(&mut self) -> Result<(), Error> {
         for area in &self.areas {
             let Region { address, size, offset, .. } = area.region;
-            match self.uffd.unregister(address, size) {
-                // ENOMEM is what the kernel says when the process has no memory left: it has ended.
-                Err(error) if error.raw_os_error() != Some(Errno::ENOMEM as i32) => {
-                    return Err(Error::Fill { offset, source: error });
-                }
-                _ => {}
+            match self.uffd.unregister(address, size).map_err(|error| (error.raw_os_error(), error)) {
+                // ENOMEM: the process has no memory left, it has ended. EINVAL: nothing is mapped there any more.
+                Ok(()) | Err((Some(ENOMEM | EINVAL), _)) => {}
+                Err((_, source)) => return Err(Error::Fill { offset, source }),
             }
         }
         // A discard that began before is still to be read, or its caller would wait for ever. As long as there is one, the

@@ -133,7 +133,7 @@ mod tests {
     fn firecrackers_message_is_understood_with_either_name_of_the_page_size() {
         let both = r#"[{"base_host_virt_addr":139998756077568,"size":2097152,"offset":4096,"page_size":2097152,"page_size_kib":2097152}]"#;
         let region = Region { address: 139_998_756_077_568, size: 2 << 20, offset: 4096, page_size: 2 << 20 };
-        assert_eq!(parse(&both).unwrap(), [region]);
+        assert_eq!(parse(both).unwrap(), [region]);
         let older = r#"[{"base_host_virt_addr":4096,"size":8192,"offset":0,"page_size_kib":4096}]"#;
         let region = Region { address: 4096, size: 8192, offset: 0, page_size: 4096 };
         assert_eq!(parse(older).unwrap(), [region]);

@@ -270,6 +270,11 @@ impl Server {
 
     /// Answers the verbs that ask.
     fn verbs(&mut self) -> Result<Option<Reason>, Error> {
+        // A VMM that has connected before somebody asked counts.
+        if matches!(self.vmm, Vmm::Awaited) {
+            self.accept()?;
+        }
+        self.greet()?;
         while let Some(stream) = self.control.accept()? {
             if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
                 if self.connections.len() == CONNECTIONS {
@@ -321,17 +326,24 @@ impl Server {
 
     /// Refuses to stop when that would leave a VM hanging.
     fn stoppable(&self, force: bool) -> Result<(), Error> {
-        match &self.vmm {
-            Vmm::Served(service) if !force && service.lives() && service.engine.missing() > 0 => {
-                Err(Error::VmAlive { pid: service.peer.pid, missing: service.engine.missing() })
-            }
-            _ => Ok(()),
+        let missing = match (&self.vmm, &self.image) {
+            (Vmm::Served(service), _) => service.engine.missing(),
+            (_, image) => image.as_ref().map_or(0, Image::size),
+        };
+        match self.owed().filter(|peer| !force && missing > 0 && peer.is_alive()) {
+            Some(peer) => Err(Error::VmAlive { pid: peer.pid, missing }),
+            None => Ok(()),
         }
     }
 
     /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
     fn close(&mut self, reason: Reason) -> Result<Value, Error> {
         let mut closed = json!({"reason": reason.word(), "vmm": "none"});
+        if let Some(Value::Object(peer)) = self.owed().map(|peer| peer_fields(&peer)) {
+            // Also one that was still introducing itself.
+            closed["vmm"] = "abandoned".into();
+            peer.into_iter().for_each(|(name, value)| closed[name] = value);
+        }
         if let Vmm::Served(service) = &mut self.vmm {
             closed["vmm"] = service.leave()?.into();
             if let Value::Object(stats) = service.stats() {

@@ -1,0 +1,236 @@
+//! The program as a user runs it, and VMMs for it to serve.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+mod vmm;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sys::process::Process;
+
+pub use vmm::{Vmm, connect, greet, play};
+
+pub const PAGE: usize = 4096;
+
+/// Longer than this nothing takes, however slow the machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the image holds on this page: every fifth is a hole, every seventh holds zeros that are stored.
+pub fn content(page: usize) -> [u8; PAGE] {
+    let mut bytes = [0; PAGE];
+    if !page.is_multiple_of(5) && !page.is_multiple_of(7) {
+        for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&((page as u64) << 32 | index as u64 | 1 << 63).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Roots and an image of a test's own. Whatever server is left when it goes is stopped.
+pub struct Bench {
+    dir: tempfile::TempDir,
+    pub pages: usize,
+}
+
+impl Bench {
+    pub fn new(pages: usize) -> Self {
+        let dir = tempfile::Builder::new().prefix("wu-").tempdir().unwrap();
+        let bench = Self { dir, pages };
+        let file = File::create(bench.raw()).unwrap();
+        file.set_len((pages * PAGE) as u64).unwrap();
+        for page in (0..pages).filter(|page| !page.is_multiple_of(5)) {
+            file.write_all_at(&content(page), (page * PAGE) as u64).unwrap();
+        }
+        bench
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn raw(&self) -> PathBuf {
+        self.path("memory")
+    }
+
+    /// `<run>/<id>` of the sandbox `vm`.
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.path("run").join("vm").join(name)
+    }
+
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-uffd"));
+        command.args(words).current_dir(self.dir.path());
+        command.env("WRENN_ROOT", self.path("root")).env("WRENN_RUN", self.path("run"));
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn verb(&self, words: &[&str]) -> Reply {
+        Reply(self.command(words).stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// A detached server for the sandbox `vm`, over the raw image.
+    pub fn detached(&self, more: &[&str]) -> Value {
+        let mut words = vec!["serve", "id=vm", "source.raw=memory", "detach:=true"];
+        words.extend(more);
+        self.verb(&words).success()
+    }
+
+    /// The verb on a document that holds this `uffd` section.
+    pub fn on(&self, verb: &str, document: &Value, more: &[&str]) -> Reply {
+        let mut words = vec![verb, "-"];
+        words.extend(more);
+        let mut child = self
+            .command(&words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(document.to_string().as_bytes()).unwrap();
+        Reply(child.wait_with_output().unwrap())
+    }
+
+    /// What `stats` says of the server of `vm`.
+    pub fn stats(&self) -> Value {
+        self.verb(&["stats", "id=vm"]).success()["stats"].clone()
+    }
+
+    /// Waits until everything is loaded: the server answers each question between two batches.
+    pub fn await_complete(&self) {
+        let deadline = std::time::Instant::now() + LIMIT;
+        while self.stats()["complete"] != true {
+            assert!(std::time::Instant::now() < deadline, "never complete");
+        }
+    }
+
+    /// The ranges in the file that `stats` wrote, in pages.
+    pub fn removed(&self) -> Vec<(usize, usize)> {
+        let value: Value = serde_json::from_slice(&fs::read(self.run("uffd.removed")).unwrap()).unwrap();
+        let number = |value: &Value| value.as_u64().unwrap() as usize / PAGE;
+        value["ranges"].as_array().unwrap().iter().map(|pair| (number(&pair[0]), number(&pair[1]))).collect()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.verb(&["stop", "id=vm", "force:=true"]);
+        if std::thread::panicking() {
+            eprintln!("log: {}", fs::read_to_string(self.run("uffd.log")).unwrap_or_default());
+        }
+    }
+}
+
+/// What a verb left.
+pub struct Reply(Output);
+
+impl Reply {
+    pub fn status(&self) -> i32 {
+        self.0.status.code().unwrap_or_else(|| panic!("{}", self.0.status))
+    }
+
+    /// Its lines.
+    pub fn lines(&self) -> Vec<Value> {
+        String::from_utf8_lossy(&self.0.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            .collect()
+    }
+
+    pub fn success(self) -> Value {
+        let log = String::from_utf8_lossy(&self.0.stderr).into_owned();
+        assert_eq!(self.status(), 0, "{log} {}", String::from_utf8_lossy(&self.0.stdout));
+        self.lines().pop().unwrap()
+    }
+
+    /// Its error, which must be of this kind and code.
+    pub fn error(self, kind: &str, code: &str) -> Value {
+        let error = self.lines().pop().unwrap_or_default()["error"].clone();
+        assert_eq!((&error["kind"], &error["code"]), (&json!(kind), &json!(code)), "{error}");
+        error
+    }
+}
+
+/// A server in the foreground, and its events.
+pub struct Foreground {
+    pub child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Foreground {
+    /// Starts one and waits until it listens.
+    pub fn start(bench: &Bench, more: &[&str]) -> Self {
+        let mut words = vec!["serve", "id=vm", "source.raw=memory"];
+        words.extend(more);
+        let mut child = bench.command(&words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let mut server = Self { child, lines };
+        assert_eq!(server.event()["event"], "listening");
+        server
+    }
+
+    /// The next event.
+    pub fn event(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("not an event: {line:?}"))
+    }
+
+    /// The next event of that name; others before it are passed over.
+    pub fn until(&mut self, name: &str) -> Value {
+        loop {
+            let event = self.event();
+            assert!(!event["event"].is_null(), "{event}");
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+}
+
+/// The process that a `uffd` section names.
+pub fn server_of(document: &Value) -> Process {
+    let section = &document["uffd"];
+    Process {
+        pid: section["pid"].as_i64().unwrap() as i32,
+        start_time: section["start_time"].as_u64().unwrap(),
+        boot_id: section["boot_id"].as_str().unwrap().to_owned(),
+    }
+}
+
+/// The parent of a process.
+pub fn parent_of(process: &Process) -> Process {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
+    let parent = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(1).unwrap().parse().unwrap();
+    Process::of_pid(parent).unwrap()
+}
+
+pub fn await_end(process: &Process) {
+    assert!(process.wait(LIMIT).unwrap(), "pid {} goes on", process.pid);
+}
+
+/// A snapshot directory over this many pages of [`content`], in one diff file; its header is written by hand:
+/// version, block size, size, generation, build, base build; then offset, length, build, storage
+/// offset.
+pub fn snapshot(dir: &Path, pages: usize) -> PathBuf {
+    fs::create_dir_all(dir).unwrap();
+    let build = [0x11; 16];
+    let bytes = (pages * PAGE) as u64;
+    let mut header = Vec::new();
+    for number in [1, PAGE as u64, bytes, 0] {
+        header.extend(number.to_le_bytes());
+    }
+    header.extend([build, build].concat());
+    header.extend([0u64.to_le_bytes(), bytes.to_le_bytes()].concat());
+    header.extend(build);
+    header.extend(0u64.to_le_bytes());
+    fs::write(dir.join("memfile.header"), header).unwrap();
+    let diff = dir.join("memfile.11111111-1111-1111-1111-111111111111");
+    fs::write(&diff, (0..pages).flat_map(content).collect::<Vec<_>>()).unwrap();
+    diff
+}

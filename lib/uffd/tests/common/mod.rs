@@ -1,0 +1,108 @@
+//! A VMM in small: memory of this process, registered and handed to the engine step by step, and an independent model of
+//! what must be in it.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::time::Duration;
+
+use sys::uffd::{Memory, Uffd};
+use uffd::{Engine, Prefetch, Region, Step};
+
+pub const PAGE: usize = 4096;
+pub const HUGE: usize = 2 << 20;
+
+/// What the image holds on this page of 4 KiB: every fifth is a hole, every seventh holds zeros that are stored.
+pub fn content(page: usize) -> [u8; PAGE] {
+    let mut bytes = [0; PAGE];
+    if !page.is_multiple_of(5) && !page.is_multiple_of(7) {
+        for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&((page as u64) << 32 | index as u64 | 1 << 63).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// An image of so many pages, as a raw file.
+pub fn image(pages: usize) -> snap::Image {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    write_image(file.as_file(), pages);
+    snap::Image::open_raw(file.path()).unwrap()
+}
+
+fn write_image(mut file: &File, pages: usize) {
+    file.set_len((pages * PAGE) as u64).unwrap();
+    for page in (0..pages).filter(|page| !page.is_multiple_of(5)) {
+        file.seek(SeekFrom::Start((page * PAGE) as u64)).unwrap();
+        file.write_all(&content(page)).unwrap();
+    }
+}
+
+/// A page of memory as it is now.
+pub fn page(memory: &Memory, page: usize) -> [u8; PAGE] {
+    let mut bytes = [0; PAGE];
+    memory.read(page * PAGE, &mut bytes);
+    bytes
+}
+
+/// Memory of so many pages over an image of the same size, and the engine that serves it. `None`, with the reason, where
+/// this user may not have a userfaultfd.
+pub fn served(pages: usize) -> Option<(Memory, Engine)> {
+    let uffd = userfaultfd()?;
+    let memory = Memory::map(pages * PAGE, false).unwrap();
+    uffd.register(&memory, 0, memory.len()).unwrap();
+    let region =
+        Region { address: memory.address(), size: memory.len() as u64, offset: 0, page_size: PAGE as u64 };
+    let mut engine = Engine::new(uffd, image(pages), vec![region]).unwrap();
+    engine.plan(Prefetch::All, Vec::new());
+    Some((memory, engine))
+}
+
+pub fn userfaultfd() -> Option<Uffd> {
+    match Uffd::create() {
+        Ok(uffd) => Some(uffd),
+        Err(error) => {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            eprintln!("SKIPPED: {name}: no userfaultfd for this user: {error}");
+            None
+        }
+    }
+}
+
+/// Waits until the engine has an event to read.
+pub fn await_event(engine: &Engine) {
+    let limit = Duration::from_secs(20);
+    assert!(sys::process::readable(engine.uffd(), limit).unwrap(), "nothing happened");
+}
+
+/// Answers faults until none is left, going back to the events whenever a discard is in the way.
+pub fn answer(engine: &mut Engine) {
+    loop {
+        engine.drain().unwrap();
+        match engine.serve().unwrap() {
+            Step::Done => return,
+            Step::Again => {}
+            step => panic!("{step:?}"),
+        }
+    }
+}
+
+/// Loads all that is left, in batches of so many bytes.
+pub fn load_all(engine: &mut Engine, batch: u64) {
+    loop {
+        engine.drain().unwrap();
+        match engine.prefetch(batch).unwrap() {
+            Step::Done => return,
+            Step::More | Step::Again => {}
+            Step::Gone => panic!("gone"),
+        }
+    }
+}
+
+/// Serves until this thread has ended, and gives what it returned.
+pub fn serve_while<T>(engine: &mut Engine, thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    while !thread.is_finished() {
+        sys::process::readable(engine.uffd(), Duration::from_millis(1)).unwrap();
+        answer(engine);
+    }
+    thread.join().unwrap()
+}
