@@ -78,7 +78,8 @@ pub fn restore(
     let bytes = paused.metadata().map_err(Error::io("look at", &request.file))?.len();
     match request.kind {
         Kind::Snapshot => {
-            exceptions::check_header(&paused).map_err(Error::store(&request.file))?;
+            // All of it: the kernel takes wrong exceptions as they are, and the guest's reads would fail.
+            exceptions::read(&paused, image.bytes).map_err(Error::store(&request.file))?;
             device::refuse_existing(&device::mapper()?, &request.owner)?;
         }
         Kind::Clone if bytes != image.bytes => {
