@@ -8,6 +8,7 @@ use sys::mapping::Mapping;
 use crate::Error;
 use crate::directory;
 use crate::header::{self, Header, Record};
+use crate::spans::{Source, Span, Spans};
 
 /// A memory image, opened. Reading copies nothing and locks nothing; it may be shared between threads.
 #[derive(Debug)]
@@ -99,23 +100,13 @@ impl Image {
                 format!("{} has {size} bytes, not a positive multiple of {block_size}", path.display()),
             ));
         }
-        let mut runs: Vec<Run> = Vec::new();
-        let mut end = 0;
-        for data in sys::sparse::data(&file) {
-            let data = data.map_err(Error::io("find the data of", path))?;
-            // A page that is partly data is data.
-            let start = data.start / block_size * block_size;
-            if start > end {
-                runs.push(Run { offset: end, storage_offset: 0, file: ZERO });
-            }
-            if start >= end && !runs.last().is_some_and(|run| run.file == 0) {
-                runs.push(Run { offset: start, storage_offset: start, file: 0 });
-            }
-            end = data.end.next_multiple_of(block_size).min(size);
-        }
-        if end < size {
-            runs.push(Run { offset: end, storage_offset: 0, file: ZERO });
-        }
+        let spans = Spans::full(&file, path, size)?.blocks(block_size);
+        let run = |span: &Span| Run {
+            offset: span.range.start,
+            storage_offset: span.range.start,
+            file: if span.source == Source::Raw { 0 } else { ZERO },
+        };
+        let runs = spans.iter().map(run).collect();
         let mapping = Mapping::of(&file).map_err(Error::io("map", path))?;
         Ok(Self { size, block_size, runs, files: vec![mapping] })
     }

@@ -223,7 +223,7 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         spans: &spans,
         block_size,
         parent: parent.as_ref().map(|parent| &parent.image),
-        compare: request.kind == Kind::Full,
+        compare: true,
     };
     let runs = scan.run()?;
 

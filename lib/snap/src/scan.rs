@@ -11,6 +11,8 @@ use crate::{Content, Error, Image};
 
 /// How much is read at a time: it stays in a core's cache between reading and testing.
 const CHUNK: u64 = 256 << 10;
+/// How much of a block is looked at first, where most blocks are expected not to be zeros.
+const PROBE: usize = 256;
 /// A thread is worth starting for this much to read.
 const THREAD_WORTH: u64 = 16 << 20;
 /// More threads than this only wait for memory.
@@ -145,6 +147,8 @@ impl Scan<'_> {
         match unit.source {
             Source::Zero => runs.push(Run { range, fate: Fate::Zero, data: false }),
             Source::Parent => runs.push(Run { range, fate: Fate::Inherited, data: false }),
+            // What a VMM writes to a diff is seldom zeros, and has nothing to be compared with.
+            Source::Raw if self.parent.is_some() && !self.compare => self.probe(range, buffer, runs)?,
             Source::Raw | Source::Mixed => {
                 wire::check_interrupt()?;
                 buffer.resize(length(&range) as usize, 0);
@@ -159,6 +163,23 @@ impl Scan<'_> {
                     push(runs, Run { range, fate: self.fate(start, block), data: true });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Reads of each block only its beginning, if that is not zeros.
+    fn probe(&self, range: Range<u64>, buffer: &mut Vec<u8>, runs: &mut Vec<Run>) -> Result<(), wire::Error> {
+        wire::check_interrupt()?;
+        buffer.resize(self.block_size as usize, 0);
+        for start in range.step_by(self.block_size as usize) {
+            let read = |part: &mut [u8]| self.raw.read_exact_at(part, start).map_err(Error::io("read", self.path));
+            read(&mut buffer[..PROBE])?;
+            let mut fate = Fate::Stored;
+            if is_zero(&buffer[..PROBE]) {
+                read(buffer)?;
+                fate = self.fate(start, buffer);
+            }
+            push(runs, Run { range: start..start + self.block_size, fate, data: true });
         }
         Ok(())
     }

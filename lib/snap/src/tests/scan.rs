@@ -19,7 +19,7 @@ fn zero_is_zero_to_the_last_byte() {
 fn several_threads_find_what_one_would() {
     // Enough for four threads: 80 MiB of which every fifth chunk of three pages is not zero.
     let pages = 20 << 10;
-    let full = |page: u64| page / 3 % 5 == 0;
+    let full = |page: u64| (page / 3).is_multiple_of(5);
     let mut raw = tempfile::NamedTempFile::new().unwrap();
     for page in 0..pages {
         let mut bytes = [0; 4096];
