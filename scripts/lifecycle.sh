@@ -3,6 +3,7 @@
 # step. Run it as root: scripts/lab scripts/lifecycle.sh, or on a host that has device-mapper and KVM. docs/lifecycle.md
 #   WRENN_VMM (firecracker)   WRENN_FIRECRACKER names a build of your own   WRENN_BIN_DIR (target/debug)
 set -euo pipefail
+shopt -s inherit_errexit
 repo=$(dirname "$(dirname "$(readlink -f "$0")")")
 export PATH=${WRENN_BIN_DIR:-$repo/target/debug}:$PATH
 image=$repo/target/image
@@ -36,7 +37,7 @@ edit() { # ID JQ-ARGUMENTS…
 through() { # ID PIPE: the document through the pipe. A failed one is kept too: it names what there is to undo.
     local file=$work/$1.json status=0
     "$2" <"$file" >"$file.new" || status=$?
-    [[ -s $file.new ]] && mv "$file.new" "$file"
+    [[ ! -s $file.new ]] || mv "$file.new" "$file"
     ((status == 0)) || jq '.error // empty' "$file" >&2
     return "$status"
 }
@@ -45,7 +46,7 @@ get() { jq -r "$2" "$work/$1.json"; } # ID PATH
 generation() { # ID KIND: where its next pause goes, and what that is relative to
     local dir=$WRENN_ROOT/sandboxes/$1 last
     last=$(find "$dir" -maxdepth 1 -name 'gen-*' -printf '%f\n' | sort | tail -n 1)
-    printf -v dir '%s/gen-%04d' "$dir" $((10#${last##*-} + 1))
+    printf -v dir '%s/gen-%04d' "$dir" $((10#0${last##*-} + 1))
     edit "$1" --arg dir "$dir" --arg kind "$2" '.snapshot = {$dir, $kind} + (if .vm.base then {parent: .vm.base} else {} end)'
 }
 pause() { # ID KIND: until pack has published the generation the guest can be given back; after it nothing can be lost
@@ -69,6 +70,11 @@ guest() { # ID SCRIPT: runs it in the guest, prints its output
 }
 memory_sum() { guest "$1" 'md5sum </mem/random'; }
 disk_sum()   { guest "$1" 'dd if=/random bs=1M iflag=direct status=none | md5sum'; } # past the guest's memory
+remember()   { # of the first sandbox
+    memory=$(memory_sum life)
+    disk=$(disk_sum life)
+    count=$(counting life)
+}
 counting()   { guest "$1" 'cat /mem/count'; }
 same() { # WHAT IS SHOULD
     [[ $2 == "$3" ]] || { echo "lifecycle: $1 is $2, should be $3" >&2; return 1; }
@@ -80,7 +86,7 @@ counts_on() { # ID FROM: the process that counted there still does
     ((now > $2)) || { echo "lifecycle: the count is $now, after $2" >&2; return 1; }
 }
 host_state() { # what sandboxes leave in a kernel
-    ls /run/netns /dev/mapper /sys/class/net 2>/dev/null || true
+    find /run/netns /dev/mapper /sys/class/net -mindepth 1 2>/dev/null || true
     cat /sys/block/dm-*/dm/uuid /sys/block/loop*/loop/backing_file 2>/dev/null || true
     grep -F wrenn /proc/mounts || true
     local process
@@ -91,19 +97,23 @@ host_state() { # what sandboxes leave in a kernel
 
 # --- Steps: one line each, with its time; a table of what the programs took at the end. --------------------------------
 step() { # WHAT-IT-PROVES COMMAND…
-    local says=$1 start=${EPOCHREALTIME/./} took; shift
-    "$@" || { echo "lifecycle: failed: $says" >&2; exit 1; }
+    local start=${EPOCHREALTIME/./} took
+    proving=$1; shift
+    "$@" # not as a condition: the first thing in it that fails ends the script
     took=$((${EPOCHREALTIME/./} - start))
-    printf '%4d.%02d s  %s\n' $((took / 1000000)) $((took / 10000 % 100)) "$says"
+    printf '%4d.%02d s  %s\n' $((took / 1000000)) $((took / 10000 % 100)) "$proving"
 }
 cleanup() {
     local status=$? file
     trap '' INT TERM
+    if ((status)); then
+        echo "lifecycle: failed: ${proving:-}" >&2
+        tail -n 20 "$WRENN_RUN"/*/*.log >&2 2>/dev/null || true
+    fi
     for file in "$work"/*.json; do
-        [[ -f $file ]] && destroy <"$file" >/dev/null || true
+        [[ ! -f $file ]] || destroy <"$file" >/dev/null || true
     done
-    ((status == 0)) || tail -n 20 "$WRENN_RUN"/*/*.log >&2 2>/dev/null || true
-    mountpoint -q "$work/full" && umount "$work/full"
+    ! mountpoint -q "$work/full" || umount "$work/full" || true
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -136,7 +146,7 @@ fill() {
         dd if=/dev/urandom of=/random bs=1M count=32 conv=fsync status=none
         echo "n=0; while :; do n=\$((n + 1)); echo \$n >/mem/new; mv /mem/new /mem/count; usleep 100000; done" >/mem/counter
         setsid sh /mem/counter >/dev/null 2>&1 </dev/null & echo $! >/mem/pid; sleep 1' >/dev/null
-    memory=$(memory_sum life) disk=$(disk_sum life) count=$(counting life)
+    remember
 }
 only_files() { same "what is left on the host" "$(host_state)" "$before"; }
 exact() { # ID
@@ -148,7 +158,7 @@ change() {
     guest life 'dd if=/dev/urandom of=/mem/random bs=1M seek=4 count=4 conv=notrunc status=none
         dd if=/dev/zero of=/mem/random bs=1M seek=16 count=8 conv=notrunc status=none
         dd if=/dev/urandom of=/random bs=1M seek=8 count=4 conv=notrunc,fsync status=none' >/dev/null
-    memory=$(memory_sum life) disk=$(disk_sum life) count=$(counting life)
+    remember
 }
 small_diff() {
     local bytes
@@ -169,8 +179,11 @@ fails() { # a disk with room for a directory, the VMM's state and its memory, bu
     mkdir "$work/full"
     mount -t tmpfs -o nr_inodes=4 full "$work/full"
     edit life --arg dir "$work/full/gen" '.snapshot = {$dir, kind: "full"}'
-    ! through life freeze 2>"$work/refused" || { echo "lifecycle: this pause should have failed" >&2; return 1; }
-    same "what failed" "$(jq -r .tool "$work/refused")" wrenn-snap
+    if through life freeze 2>"$work/refused"; then
+        echo "lifecycle: this pause should have failed" >&2
+        return 1
+    fi
+    same "what failed" "$(get life .error.tool)" wrenn-snap
     give_back life
     umount "$work/full"
     counts_on life "$count"

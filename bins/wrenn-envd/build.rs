@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .files(&FILES)
         .gate_client_feature(true)
         .emit_register_fn(false)
+        .emit_rerun_directives(false) // it would name the descriptors, which are newer than their own build
         .include_file("_connectrpc.rs")
         .compile()?;
     Ok(())
