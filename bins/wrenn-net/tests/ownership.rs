@@ -203,17 +203,17 @@ fn as_root_whatever_a_kill_leaves_gc_removes() {
     on_private_host("whatever_a_kill_leaves_gc_removes", |host| {
         let before = clean(host);
         // Both verbs take a few milliseconds: this cuts them everywhere, the start of the program included.
-        for (n, verb) in (0..80).flat_map(|n| [(n, "create"), (n, "remove")]) {
+        for (n, verb) in (0..50).flat_map(|n| [(n, "create"), (n, "remove")]) {
             if verb == "remove" {
                 host.create("a", Some(7));
             }
             let mut program = program(&host.roots, &format!("{verb} id=a net.slot:=7"));
             let mut child =
                 program.command().stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("wrenn-net");
-            std::thread::sleep(Duration::from_micros(n * 125));
+            std::thread::sleep(Duration::from_micros(n * 200));
             child.kill().expect("SIGKILL");
             child.wait().expect("its end");
-            assert_eq!(clean(host), before, "{verb} killed after {} µs", n * 125);
+            assert_eq!(clean(host), before, "{verb} killed after {} µs", n * 200);
         }
     });
 }
