@@ -37,6 +37,8 @@ pub(crate) struct Paths {
     pub removed: PathBuf,
     /// What a detached server has to say.
     pub log: PathBuf,
+    /// Whether they lie in the sandbox's own directory.
+    pub own: bool,
 }
 
 impl Paths {
@@ -58,7 +60,9 @@ impl Paths {
                 ));
             }
         };
+        let own = id.as_ref().is_some_and(|id| control.parent() == Some(&call.host.run_dir(id)));
         let paths = Self {
+            own,
             removed: control.with_extension("removed"),
             log: control.with_extension("log"),
             socket,
@@ -151,9 +155,9 @@ impl Config {
             Source::Dir(dir) => json!({ "dir": dir }),
             Source::Raw(raw) => json!({ "raw": raw }),
         };
-        let Paths { socket, control, removed, log } = &self.paths;
+        let Paths { socket, control, removed, log, own } = &self.paths;
         json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
-               "prefetch": self.prefetch.word(), "record": self.record})
+               "own": own, "prefetch": self.prefetch.word(), "record": self.record})
     }
 
     /// From that word.
@@ -169,6 +173,7 @@ impl Config {
             control: document.need("control")?,
             removed: document.need("removed")?,
             log: document.need("log")?,
+            own: document.need("own")?,
         };
         let word: String = document.need("prefetch")?;
         let prefetch = Prefetch::from_word(&word).ok_or_else(|| Error::field("prefetch", &word))?;
@@ -189,6 +194,7 @@ mod tests {
                 removed: control.with_extension("removed"),
                 log: control.with_extension("log"),
                 control,
+                own: true,
             };
             let config = Config { source, paths, prefetch: Prefetch::Recorded, record: true };
             assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);

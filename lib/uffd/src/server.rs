@@ -175,7 +175,9 @@ impl Server {
             }
             Vmm::Awaited if ready.vmm => self.accept()?,
             Vmm::Greeting(handshake) if ready.vmm || Instant::now() >= handshake.deadline() => {
-                self.greet()?
+                if let Some(reason) = self.greet()? {
+                    return Ok(Some(reason));
+                }
             }
             _ => {}
         }
@@ -239,21 +241,21 @@ impl Server {
     }
 
     /// Goes on with the VMM's handshake, and begins to serve it when it is complete.
-    fn greet(&mut self) -> Result<(), Error> {
-        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(()) };
+    fn greet(&mut self) -> Result<Option<Reason>, Error> {
+        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(None) };
         let (regions, uffd) = match handshake.advance()? {
-            Greeting::Waiting => return Ok(()),
+            Greeting::Waiting => return Ok(None),
             Greeting::Nothing => {
                 self.vmm = Vmm::Awaited;
-                return Ok(());
+                return Ok(None);
             }
             Greeting::Done(regions, uffd) => (regions, uffd),
         };
         let pid = handshake.peer().pid;
-        let gone = || Error::Handshake { what: format!("came from pid {pid}, which is not there") };
-        let peer = Process::of_pid(pid).map_err(|_| gone())?;
-        let exit = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))?.ok_or_else(gone)?;
-        let Some(image) = self.image.take() else { return Ok(()) };
+        let gone = Ok(Some(Reason::VmmGone));
+        let Ok(peer) = Process::of_pid(pid) else { return gone };
+        let Some(exit) = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))? else { return gone };
+        let Some(image) = self.image.take() else { return Ok(None) };
         let engine = Engine::new(uffd, image, regions)?;
         let mut fields = peer_fields(&peer);
         fields["regions"] = engine.regions().into();
@@ -265,7 +267,7 @@ impl Server {
         }
         self.vmm = Vmm::Served(Box::new(service));
         self.listener = None;
-        Ok(())
+        Ok(None)
     }
 
     /// Answers the verbs that ask.
@@ -274,7 +276,9 @@ impl Server {
         if matches!(self.vmm, Vmm::Awaited) {
             self.accept()?;
         }
-        self.greet()?;
+        if let Some(reason) = self.greet()? {
+            return Ok(Some(reason));
+        }
         while let Some(stream) = self.control.accept()? {
             if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
                 if self.connections.len() == CONNECTIONS {

@@ -89,15 +89,23 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes room at `path`, unless somebody listens there.
 fn clear_stale(path: &Path) -> Result<(), Error> {
-    match fs::symlink_metadata(path) {
+    if !is_socket(path)? {
+        return Ok(());
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) | Err(_) => Err(Error::InUse { path: path.to_owned() }),
+    }
+}
+
+/// Whether there is a socket. Something else in its place is an error.
+pub(crate) fn is_socket(path: &Path) -> Result<bool, Error> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("look at", path)(error)),
-        Ok(meta) if !meta.file_type().is_socket() => Err(Error::NotASocket { path: path.to_owned() }),
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Ok(_) | Err(_) => Err(Error::InUse { path: path.to_owned() }),
-        },
+        Ok(meta) if meta.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(Error::NotASocket { path: path.to_owned() }),
     }
 }
 

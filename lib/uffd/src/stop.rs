@@ -42,6 +42,11 @@ pub(crate) fn named(call: &Call) -> Result<Option<Process>, Error> {
 
 /// Ends the server at these paths, if it is the one named, and removes its files.
 pub(crate) fn end(paths: &Paths, process: Option<&Process>, force: bool) -> Result<(), Error> {
+    let listens = socket::is_socket(&paths.control)?;
+    if !listens && process.is_none() && !paths.own {
+        // A mere name, and nothing of ours there: whatever lies beside it is somebody else's.
+        return Ok(());
+    }
     let client = Client::connect(&paths.control)?;
     if let (Some(client), Some(process)) = (&client, process)
         && client.server != *process
@@ -92,7 +97,10 @@ fn kill(process: &Process) -> Result<(), Error> {
 
 /// Removes the server's files, all of them.
 fn clear(paths: &Paths) -> Result<(), Error> {
-    let files = [&paths.socket, &paths.control, &paths.removed, &paths.log];
-    let errors = files.into_iter().filter_map(|path| socket::remove(path).err()).map(Error::from);
-    Error::all(errors.collect::<Vec<_>>())
+    let sockets = [&paths.socket, &paths.control].map(|path| match socket::is_socket(path) {
+        Ok(true) => socket::remove(path),
+        other => other.map(drop),
+    });
+    let files = [&paths.removed, &paths.log].map(|path| socket::remove(path));
+    Error::all(sockets.into_iter().chain(files).filter_map(Result::err).map(Error::from))
 }

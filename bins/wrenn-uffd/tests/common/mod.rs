@@ -1,5 +1,5 @@
 //! The program as a user runs it, and VMMs for it to serve.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 mod vmm;
 
