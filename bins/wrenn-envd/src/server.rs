@@ -11,6 +11,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use nix::errno::Errno;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
@@ -28,6 +29,8 @@ use crate::{
 
 /// Connections at once; the next one waits in the kernel's queue.
 const CONNECTIONS: usize = 512;
+/// The pause after a connection that could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long a connection may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(30);
 /// What a stream of one HTTP/2 connection may have on its way to a client that does not read.
@@ -59,8 +62,14 @@ pub async fn run(listener: TcpListener, agent: Arc<Agent>) -> io::Result<()> {
         let Ok(place) = free.clone().acquire_owned().await else { return Ok(()) };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Err(error) => return Err(error),
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => {
+                // A connection that is gone already, or no descriptor left for it: the kernel does not tell when
+                // there is one again.
+                say!("accepting a connection: {error}");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
         };
         let (agent, rpc) = (agent.clone(), rpc.clone());
         tokio::spawn(async move {
@@ -68,6 +77,12 @@ pub async fn run(listener: TcpListener, agent: Arc<Agent>) -> io::Result<()> {
             drop(place);
         });
     }
+}
+
+/// Whether the listener itself is broken; accept(2) passes on errors of single connections too.
+fn is_final(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP))
 }
 
 async fn serve(stream: TcpStream, agent: Arc<Agent>, rpc: ConnectRpcService) {

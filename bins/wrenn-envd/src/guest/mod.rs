@@ -15,9 +15,6 @@ use crate::{PORT, agent, log::say, runtime, server};
 /// Runs the guest. Comes back only when it cannot go on, and then not quietly: the guest restarts, which the VMM
 /// sees, rather than to live on without an agent.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|arg| arg == crate::process::identity::FLAG) {
-        say!("pid 1 is the guest's agent; it does not take {}", crate::process::identity::FLAG);
-    }
     let mode = bring_up().unwrap_or_else(|error| {
         say!("fatal: {error}");
         RebootMode::RB_AUTOBOOT
@@ -49,11 +46,14 @@ fn bring_up() -> io::Result<RebootMode> {
             say!("version {} serves on port {PORT}", env!("CARGO_PKG_VERSION"));
             std::future::pending::<io::Result<RebootMode>>().await
         };
-        tokio::select! {
+        let processes = agent.processes.clone();
+        let mode = tokio::select! {
             mode = asked => Ok(mode),
             served = server::run(listener, agent) => served.map(|()| RebootMode::RB_AUTOBOOT),
             never = network => never,
-        }
+        }?;
+        shutdown::settle(&processes).await?;
+        Ok(mode)
     })
 }
 

@@ -1,25 +1,22 @@
 //! The guest's end: everything gets a chance to stop, everything written reaches the disk, then the kernel restarts
 //! or powers off. VMMs take a restart as the end (`reboot=k`).
 
-use std::{
-    io,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{io, process::ExitCode, time::Duration};
 
 use nix::{
     mount::{MsFlags, mount},
     sys::{
         reboot::{RebootMode, reboot},
-        signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask},
-        signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, waitpid},
+        signal::{Signal, kill},
     },
     unistd::{Pid, sync},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::log::say;
+use crate::{
+    log::say,
+    process::{Processes, reaper},
+};
 
 /// How long processes may take to stop when asked to.
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,13 +38,24 @@ pub fn asked() -> io::Result<impl Future<Output = RebootMode>> {
     })
 }
 
-/// Stops everything and the kernel. Returns only when even that is refused.
-pub fn stop(mode: RebootMode) -> ExitCode {
+/// Asks everything to stop and gives it a while. The agent goes on reaping and reading what is written: a process
+/// whose output nobody takes would not come to its own end.
+///
+/// # Errors
+/// When the runtime cannot watch for SIGCHLD.
+pub async fn settle(processes: &Processes) -> io::Result<()> {
     say!("the guest stops");
+    let mut children = reaper::watch()?;
     let _ = kill(Pid::from_raw(-1), Signal::SIGTERM); // refused when there is nothing else: fine
-    if let Err(error) = wait_for_children() {
-        say!("waiting for processes: {error}");
+    let gone = async { while reaper::reap(processes) && children.recv().await.is_some() {} };
+    if tokio::time::timeout(GRACE, gone).await.is_err() {
+        say!("some processes did not stop within {GRACE:?}");
     }
+    Ok(())
+}
+
+/// Ends what is left, and the kernel. Returns only when even that is refused.
+pub fn stop(mode: RebootMode) -> ExitCode {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     sync();
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -58,34 +66,4 @@ pub fn stop(mode: RebootMode) -> ExitCode {
     let Err(error) = reboot(mode);
     say!("reboot: {error}");
     ExitCode::FAILURE
-}
-
-/// Reaps until nothing is left or the grace is over. The runtime and its handlers are gone by now, so SIGCHLD is
-/// taken from a descriptor.
-fn wait_for_children() -> nix::Result<()> {
-    let mut mask = SigSet::empty();
-    mask.add(Signal::SIGCHLD);
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
-    let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let until = Instant::now() + GRACE;
-    loop {
-        loop {
-            match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(nix::sys::wait::WaitStatus::StillAlive) => break,
-                Err(nix::errno::Errno::ECHILD) => return Ok(()),
-                _ => (),
-            }
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        let mut polled =
-            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&children), nix::poll::PollFlags::POLLIN)];
-        let timeout = nix::poll::PollTimeout::try_from(left).unwrap_or(nix::poll::PollTimeout::ZERO);
-        match nix::poll::poll(&mut polled, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => while let Ok(Some(_)) = children.read_signal() {},
-            Err(error) => return Err(error),
-        }
-    }
 }

@@ -30,25 +30,27 @@ pub fn watch() -> io::Result<Stream> {
 /// Reaps until the agent ends.
 pub async fn run(processes: Arc<Processes>, mut children: Stream) {
     while children.recv().await.is_some() {
-        // The lock keeps a child that ends at once from being reaped before it is entered.
-        let mut running = processes.lock();
-        while let Some((pid, status)) = next() {
-            running.ended(pid, status);
-        }
+        reap(&processes);
     }
 }
 
-/// The next child that has ended. Signals coalesce, so one SIGCHLD may stand for many.
-fn next() -> Option<(u32, Status)> {
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+/// Reaps every child that has ended: signals coalesce, so one SIGCHLD may stand for many. False when no child is left.
+pub fn reap(processes: &Processes) -> bool {
+    // The lock keeps a child that ends at once from being reaped before it is entered.
+    let mut running = processes.lock();
+    loop {
+        let (pid, status) = match wait(WaitOptions::NOHANG) {
+            Ok(Some(ended)) => ended,
+            Ok(None) => return true,
+            Err(_) => return false, // ECHILD: nothing else can be wrong here
+        };
         let ended = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Status::Exited(code),
             (_, Some(signal)) => Status::Killed { signal, core: status.as_raw() & CORE_DUMPED != 0 },
-            _ => continue,
+            _ => continue, // stopped or continued, which is not asked for
         };
-        return Some((pid.as_raw_nonzero().get().unsigned_abs(), ended));
+        running.ended(pid.as_raw_nonzero().get().unsigned_abs(), ended);
     }
-    None
 }
 
 /// The bit of a wait status that says a core was dumped (wait(2), WCOREDUMP).
