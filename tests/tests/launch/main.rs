@@ -1,0 +1,9 @@
+//! wrenn-launch around a VMM that runs nothing (`fake-vmm`): where the VMM finds itself, what is asked of it, and what is
+//! left when anything goes wrong. They need root and /dev/kvm, which the fake VMM does not use.
+
+mod bench;
+mod end;
+mod freeze;
+mod refusals;
+mod restore;
+mod start;
