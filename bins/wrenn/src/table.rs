@@ -110,16 +110,19 @@ pub static TOOL: Tool = Tool {
                 Field::may("stdin", Type::Bool, "pass on this program's stdin (default false)").flag("stdin"),
                 Field::may("json", Type::Bool, "print events, one a line").flag("json"),
             ],
-            example: "wrenn exec sb-1f2e3d4c -- uname -a",
+            example: "id=$(wrenn create | jq -r .id) && wrenn exec $id -- uname -a",
             operands: &["id"],
             rest: Some("cmd"),
             lock: LockOf::None,
             ..Verb::new("exec", "run a command; ends with its exit status", exec::run)
         },
-        Verb { example: "wrenn pause sb-1f2e3d4c", ..one("pause", "freeze a sandbox to disk", pause::run) },
+        Verb {
+            example: "wrenn create --id demo && wrenn pause demo",
+            ..one("pause", "freeze a sandbox to disk", pause::run)
+        },
         Verb {
             fields: &[ID, Field::may("timeout_s", Type::Integer, "a new spec.timeout_s").flag("timeout")],
-            example: "wrenn resume sb-1f2e3d4c",
+            example: "wrenn create --id demo && wrenn pause demo && wrenn resume demo",
             ..one("resume", "wake a paused sandbox, or one whose VM died, from its last pause", resume::run)
         },
         Verb {
@@ -134,7 +137,7 @@ pub static TOOL: Tool = Tool {
                 Field::need("template_dir", Type::Path, "where it is"),
             ],
             operands: &["id", "name"],
-            example: "wrenn snapshot sb-1f2e3d4c team/warm",
+            example: "wrenn create --id demo && wrenn snapshot demo team/warm && wrenn create --template team/warm",
             ..one("snapshot", "make a template of a sandbox; one that runs goes on running", snapshot::run)
         },
         Verb {
@@ -153,7 +156,7 @@ pub static TOOL: Tool = Tool {
             ..Verb::new("template", "list, describe or remove templates", template::run)
         },
         Verb {
-            example: "wrenn rm sb-1f2e3d4c",
+            example: "wrenn create --id demo && wrenn rm demo",
             ..one("rm", "remove everything of a sandbox, its pauses too", rm::run)
         },
         Verb {
@@ -164,12 +167,12 @@ pub static TOOL: Tool = Tool {
             ..Verb::new("ls", "all sandboxes", list::ls)
         },
         Verb {
-            example: "wrenn get sb-1f2e3d4c --pretty",
+            example: "wrenn create --id demo && wrenn get demo --pretty",
             lock: LockOf::None,
             ..one("get", "a sandbox's document", list::get)
         },
         Verb {
-            example: "wrenn ping sb-1f2e3d4c",
+            example: "wrenn create --id demo && wrenn ping demo",
             ..one("ping", "tell that a sandbox is still wanted", list::ping)
         },
         Verb {
@@ -181,7 +184,7 @@ pub static TOOL: Tool = Tool {
             ],
             reply: &[Field::need("copied_bytes", Type::Integer, "the file's size")],
             operands: &["from", "to"],
-            example: "wrenn cp /etc/hostname sb-1f2e3d4c:/tmp/hostname",
+            example: "wrenn create --id demo && wrenn cp /etc/hostname demo:/tmp/hostname",
             lock: LockOf::None,
             ..Verb::new("cp", "copy a file into a sandbox or out of it", copy::run)
         },

@@ -15,6 +15,9 @@ use crate::{Agent, Error, stream};
 /// How often an interrupt or the time limit is looked for while the command is silent.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long a command that was told to end may take, its last output included.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// A command to run.
 #[derive(Debug, Clone, Default)]
 pub struct Command {
@@ -167,19 +170,27 @@ impl Running {
 
     fn check_limits(&self) -> Result<(), wire::Error> {
         if let Err(interrupted) = wire::check_interrupt() {
-            self.signal("SIGNAL_SIGTERM");
+            self.end("SIGNAL_SIGTERM");
             return Err(interrupted);
         }
         match self.deadline {
             Some((deadline, seconds)) if Instant::now() >= deadline => {
-                self.signal("SIGNAL_SIGKILL");
+                self.end("SIGNAL_SIGKILL");
                 Err(Error::Timeout { what: "the command", seconds }.into())
             }
             _ => Ok(()),
         }
     }
 
-    /// Best effort: the caller is about to report why.
+    /// Ends the command and waits a little until it has ended. Best effort: the caller is about to report why.
+    fn end(&self, signal: &str) {
+        self.signal(signal);
+        let patience = Instant::now() + LAST_WORDS;
+        while let Ok(Ok(Some(_))) =
+            self.events.recv_timeout(patience.saturating_duration_since(Instant::now()))
+        {}
+    }
+
     fn signal(&self, signal: &str) {
         if let Some(pid) = self.pid {
             let body = json!({"process": {"pid": pid}, "signal": signal});

@@ -48,7 +48,7 @@ pub static TOOL: Tool = Tool {
                 Field::need("guest.url", Type::String, "where the agent answers"),
                 Field::may("guest.version", Type::String, "the agent's version"),
             ],
-            example: "wrenn-guest ready guest.url=http://127.0.0.1:49983",
+            example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983; kill $!",
             ..Verb::new("ready", "wait until the agent answers", ready::run)
         },
         Verb {
@@ -66,7 +66,7 @@ pub static TOOL: Tool = Tool {
                 Type::String,
                 "RFC 3339; the guest's clock was set to it",
             )],
-            example: "wrenn-guest init guest.url=http://127.0.0.1:49983 spec.env.GREETING=hello",
+            example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest init - spec.env.GREETING=hello; kill $!",
             ..Verb::new(
                 "init",
                 "tell the agent environment, user and time, after boot and after every resume",
@@ -85,7 +85,7 @@ pub static TOOL: Tool = Tool {
                 Type::Object,
                 "state: running, done or failed; bytes touched",
             )],
-            example: "wrenn-guest preload guest.url=http://127.0.0.1:49983 wait:=true",
+            example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest preload - wait:=true; kill $!",
             ..Verb::new("preload", "have the guest touch all of its memory", preload::run)
         },
         Verb {
@@ -114,7 +114,7 @@ pub static TOOL: Tool = Tool {
                 Type::Object,
                 "pid, exit_code, status, stdout and stderr (text; what is not UTF-8 is replaced)",
             )],
-            example: "wrenn-guest exec guest.url=http://127.0.0.1:49983 -- uname -r",
+            example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest exec - -- uname -r; kill $!",
             rest: Some("cmd"),
             lock: LockOf::None,
             ..Verb::new("exec", "run a command in the guest", exec::run)
@@ -128,7 +128,7 @@ pub static TOOL: Tool = Tool {
                 USER,
             ],
             reply: &[Field::need("copied_bytes", Type::Integer, "the file's size")],
-            example: "wrenn-guest cp guest.url=http://127.0.0.1:49983 from=/etc/hostname to=guest:/tmp/hostname",
+            example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest cp - from=/etc/hostname to=guest:/tmp/hostname; kill $!",
             operands: &["from", "to"],
             lock: LockOf::None,
             ..Verb::new("cp", "copy a file into the guest or out of it", cp::run)

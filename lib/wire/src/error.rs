@@ -74,7 +74,7 @@ impl Kind {
                 io::ErrorKind::NotFound => Self::NotFound,
                 io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => Self::Timeout,
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Corrupt,
-                io::ErrorKind::InvalidInput => Self::Invalid,
+                io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => Self::Invalid,
                 _ => Self::Internal,
             },
         }
