@@ -138,7 +138,9 @@ fn full(criterion: &mut Criterion) {
     });
     for (name, mode) in [("wrenn-snap, in place", Mode::Inplace), ("wrenn-snap, copied", Mode::Copy)] {
         group.bench_function(name, |b| {
-            b.iter_custom(|n| bench.times(n, || bench.full(), |raw| bench.pack(raw, Kind::Full, mode, None).0));
+            b.iter_custom(|n| {
+                bench.times(n, || bench.full(), |raw| bench.pack(raw, Kind::Full, mode, None).0)
+            });
         });
     }
     group.finish();

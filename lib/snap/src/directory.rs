@@ -110,8 +110,16 @@ pub fn regular_length(file: &File, path: &Path) -> Result<u64, Error> {
 pub const RANGES: &str = "memory-ranges";
 
 /// Names of a VMM's state and of a disk, beside the memory.
-const STATE: [&str; 8] =
-    ["snapfile", "state.json", "config.json", RANGES, "rootfs.cow", "rootfs.meta", "rootfs.ext4", "meta.json"];
+const STATE: [&str; 8] = [
+    "snapfile",
+    "state.json",
+    "config.json",
+    RANGES,
+    "rootfs.cow",
+    "rootfs.meta",
+    "rootfs.ext4",
+    "meta.json",
+];
 
 /// Whether this is the name of a VMM's state, a disk or a description.
 pub fn is_state(name: &str) -> bool {
@@ -127,7 +135,11 @@ pub fn is_json(name: &str) -> bool {
 /// a program that was killed has left of them.
 pub fn is_own(name: &str) -> bool {
     let unfinished = name.starts_with('.') && (name.ends_with(".partial") || name.ends_with(".tmp"));
-    name == PLAIN || name.starts_with("memfile.") || is_state(name) || name.starts_with("workingset") || unfinished
+    name == PLAIN
+        || name.starts_with("memfile.")
+        || is_state(name)
+        || name.starts_with("workingset")
+        || unfinished
 }
 
 /// The names in a directory, sorted.

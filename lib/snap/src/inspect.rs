@@ -23,8 +23,16 @@ pub const VERB: Verb = Verb {
         Field::need("block_size", Type::Integer, "bytes of a block"),
         Field::need("records", Type::Integer, "records of the header"),
         Field::need("blocks", Type::Object, "how many blocks are {stored, zero, inherited}"),
-        Field::need("diffs", Type::Array, "diff files, each {build, path, bytes, allocated, blocks} (null if missing)"),
-        Field::may("vmm", Type::String, "whose state lies beside the memory: firecracker or cloud-hypervisor"),
+        Field::need(
+            "diffs",
+            Type::Array,
+            "diff files, each {build, path, bytes, allocated, blocks} (null if missing)",
+        ),
+        Field::may(
+            "vmm",
+            Type::String,
+            "whose state lies beside the memory: firecracker or cloud-hypervisor",
+        ),
         Field::need("files", Type::Strings, "everything in the directory"),
     ],
     example: "wrenn-snap inspect dir=/tmp/snapshot --pretty",
@@ -70,9 +78,9 @@ fn diffs(dir: &Path, header: &Header) -> Result<Vec<Value>, Error> {
     let describe = |(build, _)| {
         let blocks = bytes(header, &|other| other == build) / header.block_size;
         match directory::open_diff(dir, header, build) {
-            Err(Error::DiffMissing { .. }) => {
-                Ok(json!({"build": build.to_string(), "path": null, "bytes": null, "allocated": null, "blocks": blocks}))
-            }
+            Err(Error::DiffMissing { .. }) => Ok(
+                json!({"build": build.to_string(), "path": null, "bytes": null, "allocated": null, "blocks": blocks}),
+            ),
             diff => {
                 let diff = diff?;
                 let metadata = fs::metadata(&diff.path).map_err(Error::io("examine", &diff.path))?;

@@ -102,11 +102,8 @@ fn write_full(
         header::push(&mut records, moved);
     }
     partial.publish(undo)?;
-    let blocks = Blocks {
-        stored: stored / old.block_size,
-        zero: (old.size - stored) / old.block_size,
-        inherited: 0,
-    };
+    let blocks =
+        Blocks { stored: stored / old.block_size, zero: (old.size - stored) / old.block_size, inherited: 0 };
     let header = Header { generation: 0, build, base_build: build, records, ..*old };
     Ok((header, blocks))
 }

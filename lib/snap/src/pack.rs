@@ -16,13 +16,21 @@ use crate::{Error, Image, Removed, directory, place, store};
 pub const VERB: Verb = Verb {
     fields: &[
         Field::need("raw", Type::Path, "the raw memory file, as a VMM writes it; in place, it is used up"),
-        Field::need("dir", Type::Path, "the snapshot's directory; made if absent, must not hold a snapshot yet"),
+        Field::need(
+            "dir",
+            Type::Path,
+            "the snapshot's directory; made if absent, must not hold a snapshot yet",
+        ),
         Field::need(
             "kind",
             Type::OneOf(&["full", "diff"]),
             "full: holes are zeros; diff: holes are unchanged, and zeros that are written are zeros",
         ),
-        Field::may("parent", Type::Path, "the snapshot that a diff, or what is stored of a full, is relative to"),
+        Field::may(
+            "parent",
+            Type::Path,
+            "the snapshot that a diff, or what is stored of a full, is relative to",
+        ),
         Field::may(
             "removed",
             Type::Any,
@@ -223,7 +231,7 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         spans: &spans,
         block_size,
         parent: parent.as_ref().map(|parent| &parent.image),
-        compare: true,
+        probe: request.kind == Kind::Diff,
     };
     let runs = scan.run()?;
 
@@ -319,7 +327,8 @@ fn check(request: &Pack, raw: &Raw, parent: Option<&Parent>, block_size: u64) ->
         }
         _ => {}
     }
-    let in_pages = |range: &std::ops::Range<u64>| (range.start | range.end).is_multiple_of(crate::spans::PAGE);
+    let in_pages =
+        |range: &std::ops::Range<u64>| (range.start | range.end).is_multiple_of(crate::spans::PAGE);
     if request.removed.end() > size || !request.removed.ranges().all(|range| in_pages(&range)) {
         return Err(Error::field("removed", format!("must be whole pages of the {size} bytes of memory")));
     }
@@ -357,7 +366,10 @@ fn records(runs: &[Run], build: Uuid, in_place: bool, parent: Option<&Parent>) -
                 stored += length;
             }
             (Fate::Inherited, Some(parent)) => {
-                parent.header.range(offset, run.range.end).for_each(|record| header::push(&mut records, record));
+                parent
+                    .header
+                    .range(offset, run.range.end)
+                    .for_each(|record| header::push(&mut records, record));
             }
             (Fate::Zero | Fate::Inherited, _) => {
                 let zero = Record { offset, length, build: Uuid::nil(), storage_offset: 0 };

@@ -92,7 +92,8 @@ impl Removed {
         let wrong = |what: &dyn std::fmt::Display| {
             RemovedFault(format!("wants {{\"ranges\": [[offset, length], …]}} in bytes; {what}"))
         };
-        let list = value.get("ranges").unwrap_or(value).as_array().ok_or_else(|| wrong(&"there is no array"))?;
+        let list =
+            value.get("ranges").unwrap_or(value).as_array().ok_or_else(|| wrong(&"there is no array"))?;
         let mut removed = Self::new();
         for (index, pair) in list.iter().enumerate() {
             let numbers = pair.as_array().map(Vec::as_slice).unwrap_or_default();

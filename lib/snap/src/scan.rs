@@ -70,8 +70,8 @@ pub struct Scan<'a> {
     pub block_size: u64,
     /// The parent, where there is one.
     pub parent: Option<&'a Image>,
-    /// Whether data that equals the parent's is inherited.
-    pub compare: bool,
+    /// Whether most data is expected to be other than the parent's, as in a diff: then a block's beginning tells.
+    pub probe: bool,
 }
 
 impl Scan<'_> {
@@ -147,8 +147,7 @@ impl Scan<'_> {
         match unit.source {
             Source::Zero => runs.push(Run { range, fate: Fate::Zero, data: false }),
             Source::Parent => runs.push(Run { range, fate: Fate::Inherited, data: false }),
-            // What a VMM writes to a diff is seldom zeros, and has nothing to be compared with.
-            Source::Raw if self.parent.is_some() && !self.compare => self.probe(range, buffer, runs)?,
+            Source::Raw if self.probe => self.probe(range, buffer, runs)?,
             Source::Raw | Source::Mixed => {
                 wire::check_interrupt()?;
                 buffer.resize(length(&range) as usize, 0);
@@ -156,8 +155,9 @@ impl Scan<'_> {
                 if unit.source == Source::Mixed {
                     self.fill_from_parent(&range, buffer);
                 }
-                for (block, start) in
-                    buffer.chunks(self.block_size as usize).zip((range.start..).step_by(self.block_size as usize))
+                for (block, start) in buffer
+                    .chunks(self.block_size as usize)
+                    .zip((range.start..).step_by(self.block_size as usize))
                 {
                     let range = start..start + self.block_size;
                     push(runs, Run { range, fate: self.fate(start, block), data: true });
@@ -167,15 +167,16 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Reads of each block only its beginning, if that is not zeros.
+    /// Reads of each block only its beginning, if that is neither zeros nor the parent's.
     fn probe(&self, range: Range<u64>, buffer: &mut Vec<u8>, runs: &mut Vec<Run>) -> Result<(), wire::Error> {
         wire::check_interrupt()?;
         buffer.resize(self.block_size as usize, 0);
         for start in range.step_by(self.block_size as usize) {
-            let read = |part: &mut [u8]| self.raw.read_exact_at(part, start).map_err(Error::io("read", self.path));
+            let read =
+                |part: &mut [u8]| self.raw.read_exact_at(part, start).map_err(Error::io("read", self.path));
             read(&mut buffer[..PROBE])?;
-            let mut fate = Fate::Stored;
-            if is_zero(&buffer[..PROBE]) {
+            let mut fate = self.fate(start, &buffer[..PROBE]);
+            if fate != Fate::Stored {
                 read(buffer)?;
                 fate = self.fate(start, buffer);
             }
@@ -196,12 +197,14 @@ impl Scan<'_> {
         }
     }
 
+    /// What becomes of data. That it is the parent's is no rarity in a diff: KVM's dirty log counts a page as dirty that
+    /// the guest has only read (x86 maps it writable at a read fault where the host's mapping allows it).
     fn fate(&self, start: u64, block: &[u8]) -> Fate {
         if is_zero(block) {
             return Fate::Zero;
         }
         match self.parent {
-            Some(parent) if self.compare && equals(parent, start, block) => Fate::Inherited,
+            Some(parent) if equals(parent, start, block) => Fate::Inherited,
             _ => Fate::Stored,
         }
     }

@@ -112,14 +112,19 @@ impl Spans {
             _ => system.block_size() as u64,
         };
         if unit > PAGE {
-            return refuse(format!("its file system reports data in units of {unit} bytes, larger than a page"));
+            return refuse(format!(
+                "its file system reports data in units of {unit} bytes, larger than a page"
+            ));
         }
-        let data: u64 = self.0.iter().filter(|s| s.source == Source::Raw).map(|s| s.range.end - s.range.start).sum();
+        let data: u64 =
+            self.0.iter().filter(|s| s.source == Source::Raw).map(|s| s.range.end - s.range.start).sum();
         // One page of slack for each run of data, which was rounded to pages.
         let slack = self.0.len() as u64 * 2 * PAGE;
         if data > metadata.blocks() * 512 + slack {
             let allocated = metadata.blocks() * 512;
-            return refuse(format!("its file system reports {data} bytes of data where {allocated} are allocated"));
+            return refuse(format!(
+                "its file system reports {data} bytes of data where {allocated} are allocated"
+            ));
         }
         Ok(())
     }

@@ -38,7 +38,8 @@ pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<b
                     let lost = io::Error::from(io::ErrorKind::NotFound);
                     return Err(Error::io("give back the name", raw)(lost).into());
                 }
-                place::gone(fs::remove_file(&target)).map_err(|error| Error::io("remove", target)(error).into())
+                place::gone(fs::remove_file(&target))
+                    .map_err(|error| Error::io("remove", target)(error).into())
             });
             Ok(true)
         }
@@ -48,7 +49,8 @@ pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<b
         Err(error) if !cannot_link(&error) => Err(Error::io("link", target)(error)),
         Err(_) if mode == Mode::Auto => Ok(false),
         Err(error) => {
-            let what = format!("inplace needs a hard link from {} to {}: {error}", raw.display(), target.display());
+            let what =
+                format!("inplace needs a hard link from {} to {}: {error}", raw.display(), target.display());
             Err(Error::field("mode", what))
         }
     }
@@ -126,8 +128,14 @@ impl Job<'_> {
         let partial = place::Partial::create(self.target)?;
         for record in self.own() {
             wire::check_interrupt()?;
-            place::copy_range(self.scan.raw, record.offset, &partial.file, record.storage_offset, record.length)
-                .map_err(Error::io("write", self.target))?;
+            place::copy_range(
+                self.scan.raw,
+                record.offset,
+                &partial.file,
+                record.storage_offset,
+                record.length,
+            )
+            .map_err(Error::io("write", self.target))?;
         }
         self.fill_from_parent(&partial.file, self.target)?;
         Ok(partial.publish(undo)?)

@@ -21,9 +21,17 @@ pub const VERB: Verb = Verb {
         Field::need("out", Type::Path, "the template's directory; never over an existing one"),
         Field::may("meta", Type::Object, "more fields for meta.json"),
     ],
-    reply: &[Field::need("template", Type::Object, "the template: {dir, bytes on disk, build of its memory, meta}")],
+    reply: &[Field::need(
+        "template",
+        Type::Object,
+        "the template: {dir, bytes on disk, build of its memory, meta}",
+    )],
     example: "wrenn-snap template dir=/tmp/snapshot rootfs=/tmp/rootfs.ext4 out=/tmp/template",
-    ..Verb::new("template", "assemble state, merged memory and a disk into a template, published in one rename", run)
+    ..Verb::new(
+        "template",
+        "assemble state, merged memory and a disk into a template, published in one rename",
+        run,
+    )
 };
 
 /// The disk's name in a template.
@@ -77,7 +85,8 @@ impl Snapshot {
     fn open(dir: &Path) -> Result<Self, Error> {
         let names = directory::names(dir)?;
         let vmm = directory::vmm(&names).ok_or_else(|| Error::NoState { dir: dir.to_owned() })?;
-        let state: &[&str] = if vmm == "firecracker" { &["snapfile"] } else { &["state.json", "config.json"] };
+        let state: &[&str] =
+            if vmm == "firecracker" { &["snapfile"] } else { &["state.json", "config.json"] };
         let has_own_memory = names.iter().any(|name| name == directory::RANGES);
         let size = match directory::read_header(dir) {
             Ok(header) => Some(header.size),
@@ -88,19 +97,14 @@ impl Snapshot {
     }
 
     /// Assembles the template beside `out` and gives it its name in one step.
-    fn publish(
-        &self,
-        rootfs: &Path,
-        out: &Path,
-        meta: &Value,
-        undo: &mut Undo,
-    ) -> Result<Made, wire::Error> {
+    fn publish(&self, rootfs: &Path, out: &Path, meta: &Value, undo: &mut Undo) -> Result<Made, wire::Error> {
         let disk = File::open(rootfs).map_err(Error::io("open", rootfs))?;
         directory::regular_length(&disk, rootfs)?;
         if out.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: out.to_owned() }.into());
         }
-        let name = out.file_name().ok_or_else(|| Error::field("out", "must end in a name"))?.to_string_lossy();
+        let name =
+            out.file_name().ok_or_else(|| Error::field("out", "must end in a name"))?.to_string_lossy();
         let beside = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
         make_dir(&beside, undo)?;
 

@@ -59,7 +59,9 @@ pub fn examine(dir: &Path) -> Result<Found, wire::Error> {
         found.files += 1;
         found.faults.extend(state(&dir.join(name), name));
     }
-    for (one, other) in [("state.json", "config.json"), ("config.json", "state.json"), ("rootfs.cow", "rootfs.meta")] {
+    for (one, other) in
+        [("state.json", "config.json"), ("config.json", "state.json"), ("rootfs.cow", "rootfs.meta")]
+    {
         let has = |wanted: &str| names.iter().any(|name| name == wanted);
         if has(one) && !has(other) {
             found.faults.push(format!("{other} is missing, and {one} needs it"));

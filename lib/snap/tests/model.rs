@@ -15,10 +15,20 @@ const PAGE: usize = 4096;
 #[derive(Debug, Clone)]
 enum Step {
     /// A dense memory file; with the parent, only what differs is stored.
-    Full { writes: Vec<(usize, u8)>, with_parent: bool, mode: Mode },
+    Full {
+        writes: Vec<(usize, u8)>,
+        with_parent: bool,
+        mode: Mode,
+    },
     /// A sparse file of the written pages. Discarded pages read as zeros and are written nowhere.
-    Diff { discards: Vec<(usize, usize)>, writes: Vec<(usize, u8)>, mode: Mode },
-    Merge { elsewhere: bool },
+    Diff {
+        discards: Vec<(usize, usize)>,
+        writes: Vec<(usize, u8)>,
+        mode: Mode,
+    },
+    Merge {
+        elsewhere: bool,
+    },
 }
 
 fn step(pages: usize) -> impl Strategy<Value = Step> {
@@ -71,7 +81,14 @@ impl Chain {
         self.home.path().join(format!("gen-{}", self.taken))
     }
 
-    fn pack(&mut self, raw: PathBuf, kind: Kind, parent: Option<PathBuf>, removed: Removed, mode: Mode) -> Packed {
+    fn pack(
+        &mut self,
+        raw: PathBuf,
+        kind: Kind,
+        parent: Option<PathBuf>,
+        removed: Removed,
+        mode: Mode,
+    ) -> Packed {
         let dir = self.next_dir();
         let request = Pack {
             raw: raw.clone(),
@@ -83,9 +100,9 @@ impl Chain {
             mode,
             build: None,
         };
-        let generation = parent.as_deref().map_or(0, |parent| {
-            snap::directory::read_header(parent).unwrap().generation + 1
-        });
+        let generation = parent
+            .as_deref()
+            .map_or(0, |parent| snap::directory::read_header(parent).unwrap().generation + 1);
         let mut undo = Undo::default();
         let packed = pack(&request, &mut undo).unwrap();
         undo.commit();
@@ -128,7 +145,8 @@ impl Chain {
                 for (page, _) in writes {
                     let bytes = &self.memory[page * PAGE..][..PAGE];
                     file.write_all_at(bytes, (page * PAGE) as u64).unwrap();
-                    state[*page] = if bytes.iter().all(|byte| *byte == 0) { Fate::Zero } else { Fate::Stored };
+                    state[*page] =
+                        if bytes.iter().all(|byte| *byte == 0) { Fate::Zero } else { Fate::Stored };
                 }
                 let packed = self.pack(raw, Kind::Diff, Some(parent), removed, *mode);
                 if self.block_size == PAGE as u64 {
@@ -183,7 +201,10 @@ impl Chain {
         }
         assert_eq!(at, self.memory.len() as u64);
         let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(!names.iter().any(|name| name.to_string_lossy().starts_with('.')), "nothing unfinished in {names:?}");
+        assert!(
+            !names.iter().any(|name| name.to_string_lossy().starts_with('.')),
+            "nothing unfinished in {names:?}"
+        );
     }
 }
 
@@ -196,7 +217,11 @@ enum Fate {
 
 fn play(pages: usize, block_size: u64, steps: &[Step]) {
     let mut chain = Chain::new(pages, block_size);
-    chain.take(&Step::Full { writes: vec![(1, 7), (2, 8), (pages - 1, 9)], with_parent: false, mode: Mode::Auto });
+    chain.take(&Step::Full {
+        writes: vec![(1, 7), (2, 8), (pages - 1, 9)],
+        with_parent: false,
+        mode: Mode::Auto,
+    });
     steps.iter().for_each(|step| chain.take(step));
 }
 

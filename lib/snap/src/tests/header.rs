@@ -121,7 +121,8 @@ fn records_merge_only_when_their_storage_is_adjacent_too() {
 #[test]
 fn a_range_is_clipped_in_memory_and_in_storage() {
     let header = golden();
-    let pieces: Vec<_> = header.range(0x1000, 0x5000).map(|r| (r.offset, r.length, r.storage_offset)).collect();
+    let pieces: Vec<_> =
+        header.range(0x1000, 0x5000).map(|r| (r.offset, r.length, r.storage_offset)).collect();
     assert_eq!(pieces, [(0x1000, 0x1000, 0x2000), (0x2000, 0x2000, 0), (0x4000, 0x1000, 0)]);
     assert_eq!(header.range(0x1000, 0x1000).count(), 0);
 }

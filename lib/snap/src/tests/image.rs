@@ -82,8 +82,11 @@ fn the_plain_memfile_of_old_snapshots_stands_for_their_only_build() {
     let image = Image::open(dir.path()).unwrap();
     assert!(matches!(image.extent_at(0).content, Content::Data(bytes) if bytes[0] == 101));
     // With two builds nobody knows whose it is.
-    fs::write(dir.path().join("memfile.header"), header(vec![record(0, 1, A, 0), record(1, 1, B, 0)]).to_bytes())
-        .unwrap();
+    fs::write(
+        dir.path().join("memfile.header"),
+        header(vec![record(0, 1, A, 0), record(1, 1, B, 0)]).to_bytes(),
+    )
+    .unwrap();
     assert!(matches!(Image::open(dir.path()), Err(Error::DiffMissing { path, .. }) if path == named));
 }
 
@@ -96,10 +99,8 @@ fn a_raw_file_is_its_data_and_its_holes() {
     file.write_all_at(&[7; 8192], 4096).unwrap();
     file.write_all_at(&[9; 4096], 40 * 4096).unwrap();
     let image = Image::open_raw(&path).unwrap();
-    let shape: Vec<_> = image
-        .extents()
-        .map(|e| (e.offset / 4096, e.length / 4096, e.content != Content::Zero))
-        .collect();
+    let shape: Vec<_> =
+        image.extents().map(|e| (e.offset / 4096, e.length / 4096, e.content != Content::Zero)).collect();
     assert_eq!(
         shape,
         [(0, 1, false), (1, 2, true), (3, 37, false), (40, 1, true), (41, 23, false)],

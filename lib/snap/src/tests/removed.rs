@@ -3,7 +3,8 @@ use proptest::prelude::*;
 
 #[test]
 fn ranges_that_touch_become_one() {
-    let removed: Removed = [0x2000..0x3000, 0..0x1000, 0x1000..0x2000, 0x5000..0x6000, 7..7].into_iter().collect();
+    let removed: Removed =
+        [0x2000..0x3000, 0..0x1000, 0x1000..0x2000, 0x5000..0x6000, 7..7].into_iter().collect();
     assert_eq!(removed.ranges().collect::<Vec<_>>(), [0..0x3000, 0x5000..0x6000]);
     assert_eq!(removed.to_json(), r#"{"ranges":[[0,12288],[20480,4096]]}"#);
 }

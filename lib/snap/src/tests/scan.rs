@@ -27,10 +27,18 @@ fn several_threads_find_what_one_would() {
         raw.write_all(&bytes).unwrap();
     }
     let spans = Spans::full(raw.as_file(), raw.path(), pages * 4096).unwrap();
-    let scan =
-        Scan { raw: raw.as_file(), path: raw.path(), spans: &spans, block_size: 4096, parent: None, compare: false };
+    let scan = Scan {
+        raw: raw.as_file(),
+        path: raw.path(),
+        spans: &spans,
+        block_size: 4096,
+        parent: None,
+        probe: false,
+    };
     let runs = scan.run().unwrap();
-    assert!(runs.windows(2).all(|pair| pair[0].range.end == pair[1].range.start && pair[0].fate != pair[1].fate));
+    assert!(
+        runs.windows(2).all(|pair| pair[0].range.end == pair[1].range.start && pair[0].fate != pair[1].fate)
+    );
     let mut page = 0;
     for run in runs {
         while page * 4096 < run.range.end {
@@ -52,8 +60,14 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         Spans::full(full.as_file(), full.path(), 64 << 20).unwrap()
     };
     raw.as_file().set_len(32 << 20).unwrap();
-    let scan =
-        Scan { raw: raw.as_file(), path: raw.path(), spans: &spans, block_size: 4096, parent: None, compare: false };
+    let scan = Scan {
+        raw: raw.as_file(),
+        path: raw.path(),
+        spans: &spans,
+        block_size: 4096,
+        parent: None,
+        probe: false,
+    };
     let error = scan.run().unwrap_err();
     assert_eq!(error.kind, wire::Kind::Corrupt, "{error}");
 }

@@ -32,7 +32,8 @@ fn a_full_files_holes_are_zeros() {
 #[test]
 fn a_diffs_holes_are_the_parents_except_where_memory_was_discarded() {
     let (raw, size) = raw(40, &[10, 11, 30]);
-    let removed: Removed = [5 * PAGE..15 * PAGE, 30 * PAGE..31 * PAGE, 39 * PAGE..40 * PAGE].into_iter().collect();
+    let removed: Removed =
+        [5 * PAGE..15 * PAGE, 30 * PAGE..31 * PAGE, 39 * PAGE..40 * PAGE].into_iter().collect();
     let spans = Spans::diff(raw.as_file(), raw.path(), size, &removed).unwrap();
     let expected = [
         (0, 5, PARENT),
@@ -45,7 +46,8 @@ fn a_diffs_holes_are_the_parents_except_where_memory_was_discarded() {
         (39, 40, ZERO),
     ];
     assert_eq!(in_pages(&spans.blocks(PAGE)), expected);
-    let inherited: Vec<_> = spans.inherited(3 * PAGE..16 * PAGE).map(|r| (r.start / PAGE, r.end / PAGE)).collect();
+    let inherited: Vec<_> =
+        spans.inherited(3 * PAGE..16 * PAGE).map(|r| (r.start / PAGE, r.end / PAGE)).collect();
     assert_eq!(inherited, [(3, 5), (15, 16)]);
 }
 
@@ -58,10 +60,7 @@ fn a_huge_block_of_several_sources_is_mixed_only_if_the_parents_pages_are_among_
     let expected = [(0, 8, MIXED), (8, 16, PARENT), (16, 32, RAW), (32, 40, ZERO), (40, 48, PARENT)];
     assert_eq!(in_pages(&spans.blocks(8 * PAGE)), expected);
     let full = Spans::full(raw.as_file(), raw.path(), size).unwrap();
-    assert_eq!(
-        in_pages(&full.blocks(8 * PAGE)),
-        [(0, 8, RAW), (8, 16, ZERO), (16, 32, RAW), (32, 48, ZERO)]
-    );
+    assert_eq!(in_pages(&full.blocks(8 * PAGE)), [(0, 8, RAW), (8, 16, ZERO), (16, 32, RAW), (32, 48, ZERO)]);
 }
 
 #[test]
