@@ -284,7 +284,7 @@ type Refusal = (&'static str, &'static str, &'static [(&'static str, &'static st
 /// One wrong argument at a time is added to a request that is otherwise not complete either: whatever a program looks
 /// at first, it must name a field and touch nothing.
 const REFUSALS: &[Refusal] = &[
-    ("wrenn-snap", "pack", &[("dir:=7", "dir")]),
+    ("wrenn-snap", "pack", &[("kind=half", "kind"), ("kind:=7", "kind")]),
     ("wrenn-snap", "unpack", &[("dir:=7", "dir")]),
     ("wrenn-snap", "merge", &[("dir:=[]", "dir")]),
     ("wrenn-snap", "inspect", &[("dir=", "dir")]),

@@ -133,6 +133,7 @@ impl Chain {
                 file.set_len(self.memory.len() as u64).unwrap();
                 let mut removed = Removed::new();
                 let mut state = vec![Fate::Unchanged; pages];
+                let before = self.memory.clone();
                 for (page, count) in discards {
                     let end = pages.min(page + count);
                     removed.insert((page * PAGE) as u64..(end * PAGE) as u64);
@@ -145,8 +146,13 @@ impl Chain {
                 for (page, _) in writes {
                     let bytes = &self.memory[page * PAGE..][..PAGE];
                     file.write_all_at(bytes, (page * PAGE) as u64).unwrap();
-                    state[*page] =
-                        if bytes.iter().all(|byte| *byte == 0) { Fate::Zero } else { Fate::Stored };
+                    // A VMM writes pages out that were only read: what is as the parent has it is not stored again.
+                    let unchanged = *bytes == before[page * PAGE..][..PAGE];
+                    state[*page] = match bytes.iter().all(|byte| *byte == 0) {
+                        true => Fate::Zero,
+                        false if unchanged => Fate::Unchanged,
+                        false => Fate::Stored,
+                    };
                 }
                 let packed = self.pack(raw, Kind::Diff, Some(parent), removed, *mode);
                 if self.block_size == PAGE as u64 {
