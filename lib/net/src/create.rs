@@ -2,7 +2,7 @@
 
 use wire::{Call, Map, Reply, Undo, Value};
 
-use crate::{Error, Owner, Slot, build, host, remove, reservation};
+use crate::{Owner, Slot, build, host, remove, reservation};
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let owner = Owner::new(call.host.tag(), call.id()?);
@@ -22,17 +22,13 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 /// cannot make one. What had been made for the slot is in `undo`.
 pub fn create(owner: &Owner, wanted: Option<Slot>, undo: &mut Undo) -> Result<Slot, wire::Error> {
     host::check()?;
-    let slot = reserve(owner, wanted)?;
+    host::netns_dir()?;
+    let slot = reservation::reserve(owner, wanted)?;
     let mine = owner.clone();
     undo.push(format!("slot {slot}"), move || remove::remove(slot, &mine).map(drop));
+    // With the slot reserved: no `gc` that looks from here on takes away what it needs.
+    host::prepare()?;
     wire::check_interrupt()?;
     build::build(slot, owner)?;
     Ok(slot)
-}
-
-/// Under the host's lock: `gc` must not find that no slot is left, and take the host's table away, between the two.
-fn reserve(owner: &Owner, wanted: Option<Slot>) -> Result<Slot, Error> {
-    let lock = host::lock()?;
-    host::prepare(&lock)?;
-    reservation::reserve(owner, wanted)
 }

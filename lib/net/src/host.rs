@@ -1,7 +1,6 @@
 //! What all slots of a host share: the lock, the directory of namespaces, forwarding, the nftables table.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use sys::lock::Lock;
 use crate::slot::NETNS_DIR;
 use crate::{Error, nft};
 
-/// Held while a slot is reserved, and while it is decided that none is left. Roots have their own locks; this one is
+/// Held while what all slots share is made, and while it is decided that no slot is left. Roots have their own locks; this one is
 /// the host's.
 const LOCK: &str = "/run/lock/wrenn-net.lock";
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -46,28 +45,35 @@ pub(crate) fn lock() -> Result<Lock, Error> {
     taken.map_err(Error::file("lock", path))
 }
 
-/// Makes what all slots need, where it is missing: the directory, forwarding, the nftables table.
-pub(crate) fn prepare(_lock: &Lock) -> Result<(), Error> {
-    netns_dir()?;
+/// Makes what all slots need, where it is missing: forwarding and the nftables table. The lock keeps it from a `gc` that
+/// has found no slot left and is about to take the table away.
+pub(crate) fn prepare() -> Result<(), Error> {
+    let _lock = lock()?;
     forward()?;
     nft::host_table()
 }
 
 /// `/run/netns` as `ip netns` makes it: a shared mount, so that a namespace mounted there is seen, and one taken off is
 /// gone, in every mount namespace that came of this one.
-fn netns_dir() -> Result<(), Error> {
+pub(crate) fn netns_dir() -> Result<(), Error> {
+    let failed = |errno: Errno| Error::file("make a shared mount of", NETNS_DIR)(errno.into());
     let none = None::<&str>;
-    let share = || mount(none, NETNS_DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
-    fs::create_dir_all(NETNS_DIR).map_err(Error::file("make", NETNS_DIR))?;
-    let shared = match share() {
+    let share = || match mount(none, NETNS_DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none) {
+        Ok(()) => Ok(true),
         // Not a mount point yet.
-        Err(Errno::EINVAL) => {
-            mount(Some(NETNS_DIR), NETNS_DIR, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
-                .and_then(|()| share())
-        }
-        other => other,
+        Err(Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(failed(errno)),
     };
-    shared.map_err(io::Error::from).map_err(Error::file("make a shared mount of", NETNS_DIR))
+    fs::create_dir_all(NETNS_DIR).map_err(Error::file("make", NETNS_DIR))?;
+    if share()? {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    if !share()? {
+        mount(Some(NETNS_DIR), NETNS_DIR, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
+        share()?;
+    }
+    Ok(())
 }
 
 /// Switches IPv4 forwarding on in the network namespace of the calling thread: that is whose /proc/sys/net it sees.

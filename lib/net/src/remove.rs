@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::net::if_::if_nametoindex;
 use sys::netns;
 use wire::{Call, Error as WireError, Map, Reply, Value};
 
-use crate::netlink::Socket;
-use crate::netlink::route::{Link, delete_link};
+use crate::netlink::route::{self, Link, delete_link, is_removal_of};
+use crate::netlink::{Request, Socket};
 use crate::state::State;
 use crate::{Error, Owner, Slot, host};
 
@@ -62,18 +61,38 @@ pub(crate) fn take_down(state: &State) -> Result<(), WireError> {
     )
 }
 
-/// The kernel takes the interface off its list within a millisecond and then lets the caller wait for tens of them, for a
-/// grace period of its own (`rcu_barrier` in `netdev_run_todo`). Here it waits for the first only.
 fn remove_link(link: &Link) -> Result<(), Error> {
     let request = delete_link(link.index, &link.name);
-    let gone = || if_nametoindex(link.name.as_str()) != Ok(link.index);
-    let mut socket = Socket::route()?;
-    if socket.send_until(&request, PATIENCE, gone)? {
+    if removed_apart(link, &request)? {
         return Ok(());
     }
-    match socket.send(&[request]) {
+    match Socket::route()?.send(&[request]) {
         // It went with its namespace, or with the peer that somebody removed.
         Err(error) if error.errno() == Some(nix::libc::ENODEV) => Ok(()),
         other => other,
     }
+}
+
+/// The kernel takes the interface off its list within a millisecond and then lets who asked for it wait for tens of them, for
+/// a grace period of its own (`rcu_barrier` in `netdev_run_todo`). So a process apart asks, and this one goes on when it hears
+/// that the interface is gone. `false` when it did not hear so.
+fn removed_apart(link: &Link, request: &Request) -> Result<bool, Error> {
+    let mut news = Socket::route()?;
+    news.hear_links()?;
+    // Listening first, looking then: whenever it goes from here on, that is heard.
+    let mut socket = Socket::route()?;
+    if route::link(&mut socket, &link.name)?.is_none_or(|now| now.index != link.index) {
+        return Ok(true);
+    }
+    if let Err(error) = socket.send_apart(request) {
+        log::debug!("{error}: waiting for it here instead");
+        return Ok(false);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(heard) = news.hear(deadline)? {
+        if heard.iter().any(|one| is_removal_of(link.index, one)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -9,9 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::net::if_::if_nametoindex;
 use nix::unistd::linkat;
 
+use crate::netlink::{Socket, route};
 use crate::slot::NETNS_DIR;
 use crate::state::State;
 use crate::{Error, Owner, Slot};
@@ -54,7 +54,8 @@ fn unnamed(owner: &Owner) -> io::Result<File> {
 
 /// Gives the file the slot's name. `false` when the name, or that of the slot's interface, is taken.
 fn claim(file: &File, slot: Slot) -> Result<bool, Error> {
-    if if_nametoindex(slot.veth().as_str()).is_ok() {
+    // Not by if_nametoindex: for a name that does not exist it has the kernel start modprobe, twice.
+    if route::link(&mut Socket::route()?, &slot.veth())?.is_some() {
         return Ok(false);
     }
     let open = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -133,6 +133,17 @@ pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     Ok(socket.ask(request("list interfaces", NLM_F_DUMP, all))?.iter().filter_map(parse).collect())
 }
 
+/// Whether this is the news that the interface of that number has been removed.
+pub(crate) fn is_removal_of(index: u32, answer: &Answer) -> bool {
+    matches!(decode(answer), Some(RouteNetlinkMessage::DelLink(message)) if message.header.index == index)
+}
+
+fn decode(answer: &Answer) -> Option<RouteNetlinkMessage> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = answer.kind;
+    RouteNetlinkMessage::deserialize(&header, &answer.body).ok()
+}
+
 fn request(what: impl Into<String>, flags: u16, message: RouteNetlinkMessage) -> Request {
     let mut body = vec![0; message.buffer_len()];
     message.serialize(&mut body);
@@ -140,12 +151,7 @@ fn request(what: impl Into<String>, flags: u16, message: RouteNetlinkMessage) ->
 }
 
 fn parse(answer: &Answer) -> Option<Link> {
-    let mut header = NetlinkHeader::default();
-    header.message_type = answer.kind;
-    let Ok(RouteNetlinkMessage::NewLink(message)) = RouteNetlinkMessage::deserialize(&header, &answer.body)
-    else {
-        return None;
-    };
+    let RouteNetlinkMessage::NewLink(message) = decode(answer)? else { return None };
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

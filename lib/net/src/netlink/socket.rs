@@ -4,7 +4,7 @@
 //! not even SIGKILL.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket as Raw, SocketAddr};
@@ -115,34 +115,27 @@ impl Socket {
         }
     }
 
-    /// Sends one request, and returns once `done` says so: for one that takes effect long before the kernel answers it.
-    /// What changes in the kernel's list of interfaces is what makes it ask again. `false` when `limit` is over first, or
-    /// when the request could not be sent that way.
-    pub fn send_until(
-        &mut self,
-        request: &Request,
-        limit: Duration,
-        done: impl Fn() -> bool,
-    ) -> Result<bool, Error> {
-        let failed = || Error::refused(request.what.clone());
-        let changes = Self::route()?;
-        changes.raw.add_membership(RTNLGRP_LINK).map_err(failed())?;
+    /// Hears of every interface that is made, changed or removed from now on.
+    pub fn hear_links(&mut self) -> Result<(), Error> {
+        self.raw.add_membership(RTNLGRP_LINK).map_err(Error::refused("listen to changes of interfaces"))
+    }
+
+    /// Sends one request from a process apart, which is the one to wait for the kernel's answer.
+    pub fn send_apart(&mut self, request: &Request) -> Result<(), Error> {
         let mut bytes = Vec::new();
         encode(&mut bytes, request, 0);
-        if let Err(error) = sys::apart::send(&self.raw, &bytes) {
-            log::debug!("cannot {} from a process apart: {error}", request.what);
-            return Ok(false);
+        sys::apart::send(&self.raw, &bytes).map_err(Error::refused(request.what.clone()))
+    }
+
+    /// Waits at most until `deadline` for the next messages, which nobody asked for. `None` when none came, and when
+    /// some came and were lost (ENOBUFS).
+    pub fn hear(&mut self, deadline: Instant) -> Result<Option<Vec<Answer>>, Error> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !sys::process::readable(&self.raw, left).map_err(Error::refused("wait for the kernel"))? {
+            return Ok(None);
         }
-        let deadline = Instant::now() + limit;
-        while !done() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !sys::process::readable(&changes.raw, left).map_err(failed())? {
-                return Ok(false);
-            }
-            // What they say does not matter, nor does it whether some were lost (ENOBUFS).
-            let _ = changes.raw.recv_from_full();
-        }
-        Ok(true)
+        let heard = self.receive().ok();
+        Ok(heard.map(|all| all.into_iter().map(|one| Answer { kind: one.kind, body: one.body }).collect()))
     }
 
     /// Returns the sequence number of the first; the others follow.
