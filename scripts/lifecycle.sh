@@ -75,6 +75,7 @@ remember()   { # of the first sandbox
     disk=$(disk_sum life)
     count=$(counting life)
 }
+free_kib()   { guest life 'grep MemFree /proc/meminfo | tr -dc 0-9'; }
 counting()   { guest "$1" 'cat /mem/count'; }
 same() { # WHAT IS SHOULD
     [[ $2 == "$3" ]] || { echo "lifecycle: $1 is $2, should be $3" >&2; return 1; }
@@ -89,10 +90,7 @@ host_state() { # what sandboxes leave in a kernel
     find /run/netns /dev/mapper /sys/class/net -mindepth 1 2>/dev/null || true
     cat /sys/block/dm-*/dm/uuid /sys/block/loop*/loop/backing_file 2>/dev/null || true
     grep -F wrenn /proc/mounts || true
-    local process
-    for process in /proc/[0-9]*; do
-        [[ ${process#/proc/} == "$$" ]] || ! grep -qaF "$work" "$process/cmdline" 2>/dev/null || tr '\0' ' ' <"$process/cmdline"
-    done
+    grep -lsaF -f /dev/stdin /proc/[0-9]*/cmdline <<<"$work" || true
 }
 
 # --- Steps: one line each, with its time; a table of what the programs took at the end. --------------------------------
@@ -167,13 +165,15 @@ small_diff() {
     same "the kind of this pause" "$(get life .snapshot.kind)" diff
 }
 zeros() { same "what was zeroed" "$(guest life "dd if=/mem/random bs=1M skip=16 count=8 status=none | tr -d '\0' | wc -c")" 0; }
-balloon() {
-    local mib
-    for mib in 64 0; do
-        wrenn-launch balloon - --mib "$mib" <"$work/life.json" >/dev/null
-        guest life 'sleep 2' >/dev/null
-        exact life
-    done
+inflate() {
+    local free; free=$(free_kib)
+    wrenn-launch balloon - --mib 64 <"$work/life.json" >/dev/null
+    until (($(free_kib) < free - 48 * 1024)); do :; done
+    same "the memory of life" "$(memory_sum life)" "$memory"
+}
+deflate() {
+    wrenn-launch balloon - --mib 0 <"$work/life.json" >/dev/null
+    exact life
 }
 fails() { # a disk with room for a directory, the VMM's state and its memory, but not for the pack's header
     mkdir "$work/full"
@@ -238,7 +238,8 @@ step '  ... stores about what changed' small_diff
 step 'resume' through life resume
 step '  ... exact' exact life
 step '  ... and what was zeroed is zero' zeros
-step 'the balloon takes 64 MiB and gives them back: exact' balloon
+step 'the balloon takes 64 MiB: memory is exact' inflate
+step '  ... and gives them back: exact' deflate
 step 'a pause that finds the disk full gives the guest back, counting' fails
 step 'the next pause is a full one' pause life full
 step 'a template of that moment' make_template
