@@ -84,6 +84,7 @@ impl Bench {
             block_size: None,
             mode,
             build: None,
+            checksums: kind == Kind::Full,
         };
         let mut undo = wire::Undo::default();
         let started = Instant::now();

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use support::{Bench, PAGE, names};
 use wrenn_tests::{Value, json};
@@ -58,7 +58,7 @@ fn packed_unpacked_and_merged_memory_is_what_it_was() {
     assert_eq!(reply["blocks"], json!({"stored": 3, "zero": 3, "inherited": 0}));
     assert_eq!(reply["generation"], 0);
     assert_eq!(bench.memory("four"), [7, 0, 0, 6, 0, 8]);
-    assert_eq!(names(&bench.path("four")).len(), 2);
+    assert_eq!(names(&bench.path("four")).len(), 3, "a header, one diff file, its checksums");
     assert_eq!(bench.memory("three"), [7, 0, 0, 0, 0, 8], "the snapshot it was made from is whole");
     bench.done("verify dir=@four");
     let verified = bench.done("verify dir=@three");
@@ -172,8 +172,9 @@ fn a_template_is_complete_apart_and_never_made_over_another() {
     let reply = bench.program("template").stdin(document.to_string()).run().success().reply();
     assert_eq!(reply["snapshot"]["template"]["dir"], at("warm"));
     let build = reply["snapshot"]["template"]["build"].as_str().unwrap().to_owned();
-    let mut expected = ["memfile.header", "meta.json", "rootfs.ext4", "snapfile"].map(str::to_owned).to_vec();
-    expected.push(format!("memfile.{build}"));
+    let own = [format!("memfile.{build}"), format!("memfile.{build}.sum")];
+    let mut expected =
+        [&["memfile.header", "meta.json", "rootfs.ext4", "snapfile"].map(str::to_owned)[..], &own].concat();
     expected.sort();
     assert_eq!(names(&bench.path("warm")), expected);
     assert_eq!(fs::read_to_string(bench.path("warm/rootfs.ext4")).unwrap(), "the flattened disk");
@@ -224,4 +225,47 @@ fn the_map_shows_each_build_and_the_zeros() {
     let cells: Vec<_> = svg.lines().filter(|line| line.contains("height=\"7\"")).collect();
     assert_eq!(cells.len(), 2, "{svg}");
     assert!(cells[0].contains("width=\"7\"") && cells[1].contains("width=\"14\""), "{svg}");
+}
+
+#[test]
+fn a_stored_byte_that_changed_is_found_and_where() {
+    let bench = Bench::new();
+    // 1 MiB of memory without a zero, and a diff of four pages of it.
+    let mut pages: Vec<u8> = (0..256).map(|page| page as u8 | 1).collect();
+    bench.full("raw", &pages);
+    let full = bench.done("pack raw=@raw dir=@one kind=full");
+    bench.diff("raw", 256, &[(3, 8), (9, 90), (10, 10), (200, 12)]);
+    let diff = bench.done("pack raw=@raw dir=@two kind=diff parent=@one checksums:=true mode=copy");
+    let verified = bench.done("verify dir=@two")["verified"].clone();
+    assert_eq!((&verified["checksummed"], &verified["bytes"]), (&(260 * PAGE).into(), &(260 * PAGE).into()));
+    bench.done("merge dir=@two out=@merged");
+    assert_eq!(bench.done("verify dir=@merged")["verified"]["checksummed"], 256 * PAGE);
+
+    let strike = |reply: &Value, at: u64| {
+        let path = bench.path("two").join(format!("memfile.{}", reply["build"].as_str().unwrap()));
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+    };
+    strike(&full, 77 * PAGE as u64 + 5);
+    strike(&diff, 2 * PAGE as u64 + 4095);
+    let error = bench.snap("verify dir=@two").status_is(9).reply()["error"].clone();
+    let faults = error["detail"].as_array().unwrap();
+    assert_eq!(faults.len(), 2, "{error}");
+    for (fault, (build, at)) in faults.iter().zip([(&full, 77), (&diff, 2)]) {
+        let fault = fault.as_str().unwrap();
+        assert!(fault.contains(build["build"].as_str().unwrap()), "{fault}");
+        let numbers: Vec<usize> = fault.split(' ').filter_map(|word| word.parse().ok()).collect();
+        assert!(numbers[0] <= at * PAGE && (at + 1) * PAGE <= numbers[1], "page {at}: {fault}");
+    }
+    // Without checksums nobody can tell.
+    for name in names(&bench.path("two")).into_iter().filter(|name| name.ends_with(".sum")) {
+        fs::remove_file(bench.path("two").join(name)).unwrap();
+    }
+    assert_eq!(bench.done("verify dir=@two")["verified"]["checksummed"], 0);
+    pages[3] = 8;
+    bench.done("verify dir=@merged");
+    (pages[9], pages[10], pages[200]) = (90, 10, 12);
+    assert!(bench.memory("merged") == pages);
 }

@@ -8,7 +8,7 @@ use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::header::{self, Header, Record};
 use crate::pack::{self, Blocks};
-use crate::{Error, directory, place, store};
+use crate::{Error, directory, place, store, sums};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -69,7 +69,8 @@ pub fn merge(dir: &Path, build: Option<Uuid>, undo: &mut Undo) -> Result<(Header
     // What only the old header knows goes last.
     let plain = dir.join(directory::PLAIN);
     let builds = old.builds().into_iter().map(|(build, _)| build).chain([old.build]);
-    for path in builds.map(|build| directory::diff_path(dir, build)).chain([plain]) {
+    let paths = builds.flat_map(|build| [directory::diff_path(dir, build), sums::path(dir, build)]);
+    for path in paths.chain([plain]) {
         place::remove_at_commit(&path, undo);
     }
     store::republish(dir, &header, undo)?;
@@ -101,7 +102,9 @@ fn write_full(
         stored += if record.is_zero() { 0 } else { record.length };
         header::push(&mut records, moved);
     }
+    let sums = sums::of_file(&partial.file, &directory::diff_path(out, build), stored)?;
     partial.publish(undo)?;
+    sums::write(out, build, &sums, undo)?;
     let blocks =
         Blocks { stored: stored / old.block_size, zero: (old.size - stored) / old.block_size, inherited: 0 };
     let header = Header { generation: 0, build, base_build: build, records, ..*old };

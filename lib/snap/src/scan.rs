@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::spans::{Source, Span, Spans};
+use crate::sums::Sum;
 use crate::{Content, Error, Image};
 
 /// How much is read at a time: it stays in a core's cache between reading and testing.
@@ -70,16 +71,26 @@ pub struct Scan<'a> {
     pub block_size: u64,
     /// The parent, where there is one.
     pub parent: Option<&'a Image>,
-    /// Whether most data is expected to be other than the parent's, as in a diff: then a block's beginning tells.
-    pub probe: bool,
+    /// Whether to take checksums of what is stored, for which it must be read whole. Otherwise most data is expected to be
+    /// other than the parent's, as in a diff, and a block's beginning tells.
+    pub sums: bool,
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// Runs in order, from 0 to the end of memory, adjacent ones unlike.
+    pub runs: Vec<Run>,
+    /// Checksums of all that is stored, in order, by offset into memory; none if none were wanted.
+    pub sums: Vec<Sum>,
 }
 
 impl Scan<'_> {
-    /// Reads what must be read. Returns runs in order, from 0 to the end of memory, adjacent ones unlike.
+    /// Reads what must be read.
     ///
     /// # Errors
     /// What reading said; `timeout` when interrupted.
-    pub fn run(&self) -> Result<Vec<Run>, wire::Error> {
+    pub fn run(&self) -> Result<Scanned, wire::Error> {
         let units = self.units();
         let to_read: u64 = units.iter().filter(|unit| self.reads(unit)).map(|unit| length(&unit.range)).sum();
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -97,9 +108,15 @@ impl Scan<'_> {
             }));
             parts
         });
-        let mut runs = parts.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
-        runs.sort_unstable_by_key(|run| run.range.start);
-        Ok(merge(runs))
+        let mut found = Scanned::default();
+        for part in parts {
+            let part = part?;
+            found.runs.extend(part.runs);
+            found.sums.extend(part.sums);
+        }
+        found.runs.sort_unstable_by_key(|run| run.range.start);
+        found.sums.sort_unstable_by_key(|sum| sum.range.start);
+        Ok(Scanned { runs: merge(found.runs), sums: found.sums })
     }
 
     fn reads(&self, unit: &Span) -> bool {
@@ -126,28 +143,29 @@ impl Scan<'_> {
         units
     }
 
-    fn work(&self, units: &[Span], next: &AtomicUsize, failed: &AtomicBool) -> Result<Vec<Run>, wire::Error> {
-        let mut runs = Vec::new();
+    fn work(&self, units: &[Span], next: &AtomicUsize, failed: &AtomicBool) -> Result<Scanned, wire::Error> {
+        let mut found = Scanned::default();
         let mut buffer = Vec::new();
         while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
             if failed.load(Ordering::Relaxed) {
                 break;
             }
-            let done = self.unit(unit, &mut buffer, &mut runs);
+            let done = self.unit(unit, &mut buffer, &mut found);
             if done.is_err() {
                 failed.store(true, Ordering::Relaxed);
             }
             done?;
         }
-        Ok(runs)
+        Ok(found)
     }
 
-    fn unit(&self, unit: &Span, buffer: &mut Vec<u8>, runs: &mut Vec<Run>) -> Result<(), wire::Error> {
+    fn unit(&self, unit: &Span, buffer: &mut Vec<u8>, found: &mut Scanned) -> Result<(), wire::Error> {
         let range = unit.range.clone();
+        let runs = &mut found.runs;
         match unit.source {
             Source::Zero => runs.push(Run { range, fate: Fate::Zero, data: false }),
             Source::Parent => runs.push(Run { range, fate: Fate::Inherited, data: false }),
-            Source::Raw if self.probe => self.probe(range, buffer, runs)?,
+            Source::Raw if self.parent.is_some() && !self.sums => self.probe(range, buffer, runs)?,
             Source::Raw | Source::Mixed => {
                 wire::check_interrupt()?;
                 buffer.resize(length(&range) as usize, 0);
@@ -155,13 +173,19 @@ impl Scan<'_> {
                 if unit.source == Source::Mixed {
                     self.fill_from_parent(&range, buffer);
                 }
+                let mut blocks = Vec::new();
                 for (block, start) in buffer
                     .chunks(self.block_size as usize)
                     .zip((range.start..).step_by(self.block_size as usize))
                 {
                     let range = start..start + self.block_size;
-                    push(runs, Run { range, fate: self.fate(start, block), data: true });
+                    push(&mut blocks, Run { range, fate: self.fate(start, block), data: true });
                 }
+                if self.sums {
+                    let stored = blocks.iter().filter(|run| run.fate == Fate::Stored);
+                    found.sums.extend(stored.map(|run| Sum::of(run.range.clone(), range.start, buffer)));
+                }
+                runs.append(&mut blocks);
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::directory::Diff;
 use crate::header::{Header, Record};
 use crate::pack::Mode;
 use crate::scan::{Fate, Run, Scan};
-use crate::{Content, Error, directory, place};
+use crate::{Content, Error, directory, place, sums};
 
 /// Gives the raw file its second name, the diff file's, where the mode wants that and the file systems allow it.
 /// Returns whether it has it: whether packing is in place.
@@ -181,6 +181,10 @@ pub fn carry_diffs(
         wire::check_interrupt()?;
         let diff = directory::open_diff(from, of, build)?;
         place::carry(&diff.path, &directory::diff_path(dir, build), undo)?;
+        let sums = sums::path(from, build);
+        if sums.exists() {
+            place::carry(&sums, &sums::path(dir, build), undo)?;
+        }
     }
     Ok(())
 }

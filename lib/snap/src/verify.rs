@@ -3,15 +3,21 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Verb, json};
 
+use crate::directory::Diff;
 use crate::header::Header;
-use crate::{Error, directory};
+use crate::{Error, directory, sums};
 
 /// The verb.
 pub const VERB: Verb = Verb {
     fields: &[Field::need("dir", Type::Path, "the snapshot's directory")],
-    reply: &[Field::need("verified", Type::Object, "what was looked at: {files, records, bytes}")],
+    reply: &[Field::need(
+        "verified",
+        Type::Object,
+        "what was looked at: {files, records, bytes, checksummed bytes}",
+    )],
     example: "wrenn-snap verify dir=/tmp/snapshot",
     ..Verb::new("verify", "check a snapshot's structure, sizes and checksums; every fault is named", run)
 };
@@ -25,7 +31,11 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
         let error = wire::Error::from(Error::Faults { dir, faults: found.faults });
         return Err(faults.into_iter().fold(error, wire::Error::detail));
     }
-    call.answer("verified", json!({"files": found.files, "records": found.records, "bytes": found.bytes}));
+    call.answer(
+        "verified",
+        json!({"files": found.files, "records": found.records, "bytes": found.bytes,
+                                  "checksummed": found.checksummed}),
+    );
     Ok(Reply::Document)
 }
 
@@ -38,8 +48,10 @@ pub struct Found {
     pub files: u64,
     /// Records of the header.
     pub records: u64,
-    /// Bytes that memory is made of and that were looked at.
+    /// Bytes of the diff files.
     pub bytes: u64,
+    /// Bytes that were compared with their checksums.
+    pub checksummed: u64,
 }
 
 /// Looks at everything in a snapshot's directory, past any fault.
@@ -88,19 +100,24 @@ fn memory(dir: &Path, found: &mut Found) -> Result<(), wire::Error> {
         wire::check_interrupt()?;
         found.files += 1;
         match diff(dir, &header, build, wanted) {
-            Ok(bytes) => found.bytes += bytes,
+            Ok((diff, bytes)) => {
+                found.bytes += bytes;
+                let compared = sums::compare(dir, &diff)?;
+                found.checksummed += compared.bytes;
+                found.faults.extend(compared.faults);
+            }
             Err(error) => found.faults.push(fault_of(error)),
         }
     }
     Ok(())
 }
 
-/// Checks one diff file. Returns its length.
-fn diff(dir: &Path, header: &Header, build: uuid::Uuid, wanted: u64) -> Result<u64, Error> {
+/// Opens one diff file and checks its length.
+fn diff(dir: &Path, header: &Header, build: Uuid, wanted: u64) -> Result<(Diff, u64), Error> {
     let diff = directory::open_diff(dir, header, build)?;
     match directory::regular_length(&diff.file, &diff.path)? {
         bytes if bytes < wanted => Err(Error::DiffShort { path: diff.path, bytes, wanted }),
-        bytes => Ok(bytes),
+        bytes => Ok((diff, bytes)),
     }
 }
 

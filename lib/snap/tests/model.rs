@@ -99,6 +99,7 @@ impl Chain {
             block_size: Some(self.block_size),
             mode,
             build: None,
+            checksums: self.taken.is_multiple_of(2),
         };
         let generation = parent
             .as_deref()
@@ -178,7 +179,7 @@ impl Chain {
                     snap::merge::merge(&dir, None, &mut undo).unwrap();
                     undo.commit();
                     let names = fs::read_dir(&dir).unwrap().count();
-                    assert_eq!(names, 2, "a header and one diff file are left");
+                    assert_eq!(names, 3, "a header, one diff file and its checksums are left");
                 }
             }
         }
@@ -192,6 +193,9 @@ impl Chain {
         snap::unpack::unpack(dir, &raw, &mut undo).unwrap();
         undo.commit();
         assert!(fs::read(&raw).unwrap() == self.memory, "unpack gives the memory");
+
+        let found = snap::verify::examine(dir).unwrap();
+        assert!(found.faults.is_empty(), "{:?}", found.faults);
 
         let image = Image::open(dir).unwrap();
         let mut at = 0;

@@ -33,9 +33,9 @@ fn several_threads_find_what_one_would() {
         spans: &spans,
         block_size: 4096,
         parent: None,
-        probe: false,
+        sums: false,
     };
-    let runs = scan.run().unwrap();
+    let runs = scan.run().unwrap().runs;
     assert!(
         runs.windows(2).all(|pair| pair[0].range.end == pair[1].range.start && pair[0].fate != pair[1].fate)
     );
@@ -66,7 +66,7 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         spans: &spans,
         block_size: 4096,
         parent: None,
-        probe: false,
+        sums: false,
     };
     let error = scan.run().unwrap_err();
     assert_eq!(error.kind, wire::Kind::Corrupt, "{error}");
