@@ -5,9 +5,9 @@ use wire::{Call, Map, Reply, Undo, Value};
 use crate::{Owner, Slot, build, host, remove, reservation};
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
-    let owner = Owner::new(call.host.tag(), call.id()?);
     call.document.find::<Map<String, Value>>("net")?;
     let wanted = call.fields().find::<Slot>("slot")?;
+    let owner = Owner::new(call.host.tag(), call.id()?);
     let slot = create(&owner, wanted, call.undo)?;
     for (name, value) in slot.section() {
         call.document.set(&format!("net.{name}"), value);
