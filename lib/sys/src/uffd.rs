@@ -203,20 +203,11 @@ impl AsFd for Uffd {
 /// Brings a piece of a mapped file into the page cache and into this process's page table in one go, so that copying from
 /// it takes no fault for every 64 KiB. Best effort: kernels before 5.14 do not know how.
 pub fn populate(bytes: &[u8]) {
-    advise(bytes, libc::MADV_POPULATE_READ);
-}
-
-/// Asks for a piece of a mapped file to be read in, without waiting for it. Best effort.
-pub fn will_need(bytes: &[u8]) {
-    advise(bytes, libc::MADV_WILLNEED);
-}
-
-fn advise(bytes: &[u8], advice: libc::c_int) {
     let page = page_size();
     let start = bytes.as_ptr() as usize / page * page;
     let length = bytes.as_ptr() as usize + bytes.len() - start;
-    // SAFETY: both kinds of advice used here only read pages in: no content changes and nothing is unmapped.
-    unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+    // SAFETY: this advice only reads pages in: no content changes and nothing is unmapped.
+    unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_POPULATE_READ) };
 }
 
 /// Bytes of this machine's ordinary page.

@@ -92,12 +92,7 @@ impl Area {
                 (uffd.copy(address, scratch.zeros(length.min(self.region.page_size))), false)
             }
             Piece::Zeros(length) => (uffd.zero(address, length), false),
-            Piece::Bytes(bytes) => {
-                if limit.data > self.region.page_size {
-                    sys::uffd::populate(bytes);
-                }
-                (uffd.copy(address, bytes), true)
-            }
+            Piece::Bytes(bytes) => (uffd.copy(address, bytes), true),
             Piece::Mixed => {
                 let offset = self.offset_of(pages.start);
                 (uffd.copy(address, scratch.assemble(image, offset, self.region.page_size)), true)

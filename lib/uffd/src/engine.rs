@@ -4,10 +4,11 @@
 //! Nothing here waits. The caller polls, and calls [`Engine::drain`], [`Engine::serve`] and [`Engine::prefetch`].
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use snap::{Image, Removed};
+use snap::{Content, Image, Removed};
 use sys::process::readable;
 use sys::uffd::{Event, Events, Filled, Uffd};
 
@@ -22,13 +23,16 @@ const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
 const ENOMEM: i32 = Errno::ENOMEM as i32;
 const EINVAL: i32 = Errno::EINVAL as i32;
 
+/// How much of the image is brought in at once.
+const WARMED: u64 = 4 << 20;
+
 /// How long the kernel may say that there is no memory for a page that somebody waits for.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(10);
 
 /// Serves one VMM's memory.
 pub struct Engine {
     uffd: Uffd,
-    image: Image,
+    image: Arc<Image>,
     areas: Vec<Area>,
     events: Events,
     faults: VecDeque<u64>,
@@ -72,7 +76,8 @@ impl Engine {
     ///
     /// # Errors
     /// `corrupt` when the image is shorter than the memory.
-    pub fn new(uffd: Uffd, image: Image, regions: Vec<Region>) -> Result<Self, Error> {
+    pub fn new(uffd: Uffd, image: impl Into<Arc<Image>>, regions: Vec<Region>) -> Result<Self, Error> {
+        let image = image.into();
         let wanted = regions.iter().map(Region::offset_end).max().unwrap_or(0);
         if wanted > image.size() {
             return Err(Error::ImageShort { size: image.size(), wanted });
@@ -94,6 +99,10 @@ impl Engine {
 
     /// What to load before it is asked for.
     pub fn plan(&mut self, prefetch: Prefetch, recorded: Vec<std::ops::Range<u64>>) {
+        if prefetch == Prefetch::All {
+            let image = Arc::downgrade(&self.image);
+            std::thread::spawn(move || warm(&image));
+        }
         self.plan = Plan::new(prefetch, recorded);
     }
 
@@ -310,5 +319,19 @@ impl Engine {
     /// The descriptor to poll.
     pub fn uffd(&self) -> &Uffd {
         &self.uffd
+    }
+}
+
+/// Brings the image into memory and into this process's page table, ahead of the copies from it: they then find it there
+/// without waiting for a disk or for a fault of their own. It ends with the engine, or at the end of the image.
+fn warm(image: &Weak<Image>) {
+    let mut at = 0;
+    while let Some(image) = image.upgrade().filter(|image| at < image.size()) {
+        let extent = image.extent_at(at);
+        let end = extent.end().min(at + WARMED);
+        if let Content::Data(bytes) = extent.content {
+            sys::uffd::populate(&bytes[(at - extent.offset) as usize..(end - extent.offset) as usize]);
+        }
+        at = end;
     }
 }

@@ -21,6 +21,7 @@ mod service;
 mod socket;
 mod stats;
 mod stop;
+mod wait;
 pub mod workingset;
 
 pub use engine::{Counts, Engine, Step};

@@ -4,14 +4,11 @@
 //! `failed`. A pipe that ends without either means that it died.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
 use serde_json::{Value, json};
 use snap::{Image, Removed};
 use sys::process::Process;
@@ -21,6 +18,7 @@ use crate::control::{Connection, Request};
 use crate::handshake::{Greeting, Handshake};
 use crate::service::Service;
 use crate::socket::{self, Listener};
+use crate::wait::{Rare, Ready, Waiter};
 use crate::workingset::replace;
 use crate::{Engine, Error};
 
@@ -41,6 +39,7 @@ pub(crate) struct Server {
     control: Listener,
     connections: Vec<Connection>,
     guardian: Guardian,
+    waiter: Waiter,
 }
 
 /// How far the VMM has come.
@@ -77,7 +76,7 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
         }
     };
     match start(&config, &mut guardian) {
-        Ok((image, control, listener)) => Server {
+        Ok(Started { image, control, listener, waiter }) => Server {
             config,
             image: Some(image),
             listener: Some(listener),
@@ -85,6 +84,7 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
             control,
             connections: Vec::new(),
             guardian,
+            waiter,
         }
         .run(),
         Err(error) => {
@@ -94,20 +94,39 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
     }
 }
 
+/// What a server begins with.
+struct Started {
+    image: Image,
+    control: Listener,
+    listener: Listener,
+    waiter: Waiter,
+}
+
 /// Opens and binds everything, and says so.
-fn start(config: &Config, guardian: &mut Guardian) -> Result<(Image, Listener, Listener), wire::Error> {
+fn start(config: &Config, guardian: &mut Guardian) -> Result<Started, wire::Error> {
     let image = config.source.open()?;
     let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
     let control = Listener::bind(&config.paths.control)?;
     let listener = Listener::bind(&config.paths.socket)?;
     // What an earlier server saw discarded says nothing about this one's VM.
     socket::remove(&config.paths.removed)?;
+    let waiter = wait_for(&control, guardian).map_err(|source| Error::Events { source })?;
     guardian.tell(
         "listening",
         json!({"socket": config.paths.socket, "control": config.paths.control, "bytes": image.size(),
                "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}),
     );
-    Ok((image, control, listener))
+    Ok(Started { image, control, listener, waiter })
+}
+
+fn wait_for(control: &Listener, guardian: &Guardian) -> io::Result<Waiter> {
+    let waiter = Waiter::new()?;
+    waiter.add(&control.socket, Rare::Control)?;
+    waiter.add(&guardian.events, Rare::Orphaned)?;
+    if let Some(signals) = sys::signals::fd() {
+        waiter.add(signals, Rare::Signal)?;
+    }
+    Ok(waiter)
 }
 
 impl Guardian {
@@ -158,16 +177,16 @@ impl Server {
 
     /// Waits for something to happen, and does what it asks for.
     fn turn(&mut self) -> Result<Option<Reason>, Error> {
-        let ready = self.poll()?;
-        if ready.signal && sys::signals::pending().is_some() {
+        let ready = self.wait()?;
+        if ready.has(Rare::Signal) && sys::signals::pending().is_some() {
             return Ok(Some(Reason::Signal));
         }
-        if ready.orphaned {
+        if ready.has(Rare::Orphaned) {
             return Ok(Some(Reason::Orphaned));
         }
         match &mut self.vmm {
             Vmm::Served(service) => {
-                let events = service.turn(ready.vmm, ready.exited)?;
+                let events = service.turn(ready.vmm, ready.has(Rare::Exit))?;
                 events.into_iter().for_each(|(event, fields)| self.guardian.tell(event, fields));
                 if service.is_over() {
                     return Ok(Some(Reason::VmmGone));
@@ -181,47 +200,20 @@ impl Server {
             }
             _ => {}
         }
-        if ready.control { self.verbs() } else { Ok(None) }
+        if ready.has(Rare::Control) { self.verbs() } else { Ok(None) }
     }
 
     /// Waits until there is something to do.
-    fn poll(&self) -> Result<Ready, Error> {
-        let now = Instant::now();
-        let (vmm, exit, wait) = match &self.vmm {
-            Vmm::Awaited => (self.listener.as_ref().map(|listener| listener.socket.as_fd()), None, None),
-            Vmm::Greeting(handshake) => {
-                let left = handshake.deadline().saturating_duration_since(now);
-                (Some(handshake.stream().as_fd()), None, Some(left))
-            }
-            Vmm::Served(service) => {
-                (Some(service.engine.uffd().as_fd()), Some(service.exit.as_fd()), service.patience(now))
-            }
+    fn wait(&self) -> Result<Ready, Error> {
+        let (vmm, limit) = match &self.vmm {
+            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket.as_fd(), None),
+            Vmm::Greeting(handshake) => (
+                handshake.stream().as_fd(),
+                Some(handshake.deadline().saturating_duration_since(Instant::now())),
+            ),
+            Vmm::Served(service) => (service.engine.uffd().as_fd(), service.patience()),
         };
-        // The write end of a pipe is ready for an error alone: that nobody reads it any more. It matters only as long as
-        // there is no VMM to serve.
-        let orphan = exit.is_none().then(|| self.guardian.events.as_fd());
-        let mut fds = Vec::with_capacity(8);
-        let vmm = add(&mut fds, vmm, PollFlags::POLLIN);
-        let exit = add(&mut fds, exit, PollFlags::POLLIN);
-        let orphan = add(&mut fds, orphan, PollFlags::empty());
-        let signal = add(&mut fds, sys::signals::fd(), PollFlags::POLLIN);
-        let control = fds.len();
-        add(&mut fds, Some(self.control.socket.as_fd()), PollFlags::POLLIN);
-        for connection in &self.connections {
-            add(&mut fds, Some(connection.stream.as_fd()), PollFlags::POLLIN);
-        }
-        match ppoll(&mut fds, wait.map(TimeSpec::from_duration), None) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::Events { source: errno.into() }),
-        }
-        let is = |index: Option<usize>| index.is_some_and(|index| fds[index].any() == Some(true));
-        Ok(Ready {
-            vmm: is(vmm),
-            exited: is(exit),
-            orphaned: is(orphan),
-            signal: is(signal),
-            control: (control..fds.len()).any(|index| is(Some(index))),
-        })
+        self.waiter.wait(vmm, limit).map_err(|source| Error::Events { source })
     }
 
     /// Takes a VMM's connection.
@@ -256,6 +248,10 @@ impl Server {
         let Ok(peer) = Process::of_pid(pid) else { return gone };
         let Some(exit) = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))? else { return gone };
         let Some(image) = self.image.take() else { return Ok(None) };
+        // From here on the guardian's death matters no more: there is a VMM to serve.
+        let watched =
+            self.waiter.add(&exit, Rare::Exit).and_then(|()| self.waiter.forget(&self.guardian.events));
+        watched.map_err(|source| Error::Events { source })?;
         let engine = Engine::new(uffd, image, regions)?;
         let mut fields = peer_fields(&peer);
         fields["regions"] = engine.regions().into();
@@ -284,6 +280,8 @@ impl Server {
                 if self.connections.len() == CONNECTIONS {
                     self.connections.remove(0);
                 }
+                let watched = self.waiter.add(&stream, Rare::Control);
+                watched.map_err(|source| Error::Events { source })?;
                 self.connections.push(Connection::new(stream));
             }
         }
@@ -361,15 +359,6 @@ impl Server {
     }
 }
 
-/// What a poll has found.
-struct Ready {
-    vmm: bool,
-    exited: bool,
-    orphaned: bool,
-    signal: bool,
-    control: bool,
-}
-
 impl Reason {
     fn word(self) -> &'static str {
         match self {
@@ -379,12 +368,6 @@ impl Reason {
             Self::Orphaned => "orphaned",
         }
     }
-}
-
-/// Adds a descriptor to a poll, and says at which place.
-fn add<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: Option<BorrowedFd<'fd>>, wanted: PollFlags) -> Option<usize> {
-    fds.push(PollFd::new(fd?, wanted));
-    Some(fds.len() - 1)
 }
 
 fn peer_fields(peer: &Process) -> Value {

@@ -23,6 +23,12 @@ const FIRST_PAUSE: Duration = Duration::from_micros(10);
 /// The longest wait between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
+/// How often to look for another fault before sleeping: some 5 µs.
+const LOOKS: u32 = 16;
+
+/// How many rounds of faults may be answered so before anything else is looked at.
+const ANSWERS: u32 = 64;
+
 /// A VMM being served.
 pub(crate) struct Service {
     pub engine: Engine,
@@ -86,13 +92,18 @@ impl Service {
         if readable {
             self.engine.drain()?;
         }
-        let faults_before = self.engine.is_asked();
-        let served = self.engine.serve()?;
+        let asked = self.engine.is_asked();
+        let mut served = self.engine.serve()?;
+        if asked && !self.loading {
+            served = self.linger(served)?;
+        }
         if self.stopped(served) || exited {
             self.over |= exited;
             return Ok(events);
         }
-        if let Some(recorder) = self.engine.recorded(Instant::now()) {
+        if self.engine.recorder().is_some()
+            && let Some(recorder) = self.engine.recorded(Instant::now())
+        {
             events.push(written(recorder));
             if let Some((prefetch, recorded)) = self.later.take() {
                 self.loading = prefetch != Prefetch::None;
@@ -100,7 +111,7 @@ impl Service {
             }
         }
         if self.loading {
-            self.batch = if faults_before { SMALL_BATCH } else { (self.batch * 2).min(LARGE_BATCH) };
+            self.batch = if asked { SMALL_BATCH } else { (self.batch * 2).min(LARGE_BATCH) };
             let step = self.engine.prefetch(self.batch)?;
             if !self.stopped(step) && step == Step::Done {
                 self.loading = false;
@@ -111,6 +122,19 @@ impl Service {
             }
         }
         Ok(events)
+    }
+
+    /// Looks for the next fault a few more times before going to sleep: who waited for one page soon waits for another, and
+    /// being woken costs more than looking. It ends, however many faults come: others want an answer too.
+    fn linger(&mut self, mut served: Step) -> Result<Step, Error> {
+        let (mut looks, mut answers) = (LOOKS, ANSWERS);
+        while served == Step::Done && looks > 0 && answers > 0 {
+            self.engine.drain()?;
+            looks = if self.engine.is_asked() { LOOKS } else { looks - 1 };
+            answers -= u32::from(self.engine.is_asked());
+            served = self.engine.serve()?;
+        }
+        Ok(served)
     }
 
     /// Notes how a step ended, and says whether the turn ends with it.
@@ -130,7 +154,7 @@ impl Service {
     }
 
     /// How long to wait for events. `None`: until one comes.
-    pub fn patience(&self, now: Instant) -> Option<Duration> {
+    pub fn patience(&self) -> Option<Duration> {
         if self.pause.is_some() {
             return self.pause;
         }
@@ -138,7 +162,7 @@ impl Service {
             return Some(Duration::ZERO);
         }
         let ends = self.engine.recorder().and_then(Recorder::ends);
-        ends.map(|end| end.saturating_duration_since(now))
+        ends.map(|end| end.saturating_duration_since(Instant::now()))
     }
 
     /// Whether the VMM still runs.
