@@ -32,6 +32,26 @@ fn clean(host: &PrivateHost) -> BTreeSet<String> {
 }
 
 #[test]
+fn as_root_remove_without_a_section_takes_what_carries_the_mark_and_nothing_else() {
+    on_private_host("remove_without_a_section_takes_what_carries_the_mark_and_nothing_else", |host| {
+        let before = clean(host);
+        host.create("lost", Some(11));
+        host.create("lost", Some(12));
+        let other = host.create("other", Some(13));
+        let foreign = another();
+        let theirs = foreign.create("lost", Some(14));
+        host.net("remove id=lost").success();
+        let left = run("ip", "netns list");
+        let stays = |name: &str| left.lines().any(|line| line.split(' ').next() == Some(name));
+        assert!(!stays("wrenn-ns-11") && !stays("wrenn-ns-12"), "{left}");
+        assert!(stays("wrenn-ns-13") && stays("wrenn-ns-14"), "{left}");
+        program(&host.roots, "remove").stdin(other.to_string()).run().success();
+        program(&foreign.roots, "remove").stdin(theirs.to_string()).run().success();
+        assert_eq!(clean(host), before);
+    });
+}
+
+#[test]
 fn as_root_a_slot_comes_as_the_design_says_and_goes_without_a_trace() {
     on_private_host("a_slot_comes_as_the_design_says_and_goes_without_a_trace", |host| {
         let before = clean(host);

@@ -22,9 +22,13 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, WireError> {
         Some(_) => Some(call.document.need::<Slot>("net.slot")?),
         None => call.fields().find::<Slot>("slot")?,
     };
-    if let Some(slot) = slot {
-        host::check_privilege()?;
-        remove(slot, &owner)?;
+    match slot {
+        Some(slot) => {
+            host::check_privilege()?;
+            remove(slot, &owner)?;
+        }
+        // A create that was killed has no section to show: what carries the sandbox's mark is its own.
+        None => remove_marked(&owner)?,
     }
     call.document.remove("net");
     Ok(Reply::Document)
@@ -45,6 +49,13 @@ pub fn remove(slot: Slot, owner: &Owner) -> Result<bool, WireError> {
         }
         None => Ok(false),
     }
+}
+
+/// Takes down every slot that carries this owner's mark.
+fn remove_marked(owner: &Owner) -> Result<(), WireError> {
+    let all = State::all()?;
+    let own = all.iter().filter(|state| state.owner.as_ref() == Some(owner));
+    WireError::all(own.filter_map(|state| take_down(state).err()).collect::<Vec<_>>())
 }
 
 /// The file goes last: until then nobody else gets the slot, and it says whose the rest is.
