@@ -29,6 +29,11 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         Kind::Full => Spans::full(&raw.file, &request.raw, raw.size)?,
         Kind::Diff => Spans::diff(&raw.file, &request.raw, raw.size, &request.removed)?,
     };
+
+    place::create_dir("dir", &request.dir, undo)?;
+    let target = directory::diff_path(&request.dir, build);
+    let claimed = store::claim(&request.raw, &target, request.mode, undo)?;
+    let in_place = claimed.is_some();
     let scan = Scan {
         raw: &raw.file,
         path: &request.raw,
@@ -36,20 +41,15 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         block_size,
         parent: parent.as_ref().map(|parent| &parent.image),
         sums: request.checksums,
+        // A full file without its zeros still reads the same; a diff does not.
+        punch: claimed.as_ref().filter(|_| request.kind == Kind::Full && parent.is_none()),
     };
     let Scanned { runs, sums } = scan.run()?;
-
-    place::create_dir("dir", &request.dir, undo)?;
-    let target = directory::diff_path(&request.dir, build);
-    let in_place = store::claim(&request.raw, &target, request.mode, undo)?;
     let records = records(&runs, build, in_place, parent.as_ref());
     let job = store::Job { scan: &scan, runs: &runs, records: &records, build, target: &target };
-    if in_place {
-        // A full file without its zeros still reads the same; a diff does not.
-        let lossless = request.kind == Kind::Full && parent.is_none();
-        job.in_place(&request.raw, lossless, undo)?;
-    } else {
-        job.copy(undo)?;
+    match &claimed {
+        Some(file) => job.in_place(&request.raw, file, undo)?,
+        None => job.copy(undo)?,
     }
 
     let header = Header {

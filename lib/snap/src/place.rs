@@ -194,6 +194,17 @@ pub fn copy_range(mut from: &File, start: u64, mut to: &File, at: u64, length: u
     }
 }
 
+/// Makes a hole, where the file system can: elsewhere the space stays taken.
+///
+/// # Errors
+/// What the kernel said.
+pub fn punch(file: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+    match sys::sparse::punch(file, range) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        done => done,
+    }
+}
+
 /// Remembers that undoing removes this file.
 pub fn undo_file(path: &Path, undo: &mut Undo) {
     let path = path.to_owned();

@@ -1,6 +1,7 @@
 //! Reading a raw memory file once, in parallel, to find out which of its blocks must be stored.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::spans::{Source, Span, Spans};
 use crate::sums::Sum;
-use crate::{Content, Error, Image};
+use crate::{Content, Error, Image, place};
 
 /// How much is read at a time: it stays in a core's cache between reading and testing.
 const CHUNK: u64 = 256 << 10;
@@ -74,6 +75,8 @@ pub struct Scan<'a> {
     /// Whether to take checksums of what is stored, for which it must be read whole. Otherwise most data is expected to be
     /// other than the parent's, as in a diff, and a block's beginning tells.
     pub sums: bool,
+    /// The raw file, to be written to, if its zeros may become holes as they are found.
+    pub punch: Option<&'a File>,
 }
 
 /// What a scan found.
@@ -184,6 +187,13 @@ impl Scan<'_> {
                 if self.sums {
                     let stored = blocks.iter().filter(|run| run.fate == Fate::Stored);
                     found.sums.extend(stored.map(|run| Sum::of(run.range.clone(), range.start, buffer)));
+                }
+                if let Some(file) = self.punch {
+                    let zeros = blocks.iter().filter(|run| run.fate == Fate::Zero);
+                    zeros
+                        .map(|run| place::punch(file, run.range.clone()))
+                        .collect::<io::Result<()>>()
+                        .map_err(Error::io("make holes in", self.path))?;
                 }
                 runs.append(&mut blocks);
             }

@@ -17,13 +17,13 @@ use crate::scan::{Fate, Run, Scan};
 use crate::{Content, Error, directory, place, sums};
 
 /// Gives the raw file its second name, the diff file's, where the mode wants that and the file systems allow it.
-/// Returns whether it has it: whether packing is in place.
+/// Returns the file, to be written to, if so: packing is in place.
 ///
 /// # Errors
 /// `conflict` when the name is taken, `invalid` when the mode asks for what cannot be.
-pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<bool, Error> {
+pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<Option<File>, Error> {
     if mode == Mode::Copy {
-        return Ok(false);
+        return Ok(None);
     }
     let linked = match fs::symlink_metadata(raw) {
         Ok(metadata) if metadata.is_symlink() => Err(Errno::ELOOP.into()),
@@ -31,6 +31,7 @@ pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<b
     };
     match linked {
         Ok(()) => {
+            let file = File::options().write(true).open(raw).map_err(Error::io("write to", raw));
             let (raw, target) = (raw.to_owned(), target.to_owned());
             undo.push(target.display().to_string(), move || {
                 // The last name of that memory is not taken away.
@@ -41,13 +42,13 @@ pub fn claim(raw: &Path, target: &Path, mode: Mode, undo: &mut Undo) -> Result<b
                 place::gone(fs::remove_file(&target))
                     .map_err(|error| Error::io("remove", target)(error).into())
             });
-            Ok(true)
+            file.map(Some)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(Error::Exists { path: target.to_owned() })
         }
         Err(error) if !cannot_link(&error) => Err(Error::io("link", target)(error)),
-        Err(_) if mode == Mode::Auto => Ok(false),
+        Err(_) if mode == Mode::Auto => Ok(None),
         Err(error) => {
             let what =
                 format!("inplace needs a hard link from {} to {}: {error}", raw.display(), target.display());
@@ -90,23 +91,19 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The raw file is the diff file already. What it need not hold becomes holes: before it is synced, if that loses
-    /// nothing, and otherwise only when nothing can be undone any more.
+    /// The raw file is the diff file already. What it need not hold becomes holes, if that has not been done while it was
+    /// scanned, when nothing can be undone any more.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn in_place(&self, raw: &Path, lossless: bool, undo: &mut Undo) -> Result<(), Error> {
-        let file = File::options().write(true).open(raw).map_err(Error::io("write to", raw))?;
-        self.fill_from_parent(&file, raw)?;
-        let unused = self.unused();
-        if lossless {
-            punch(&file, &unused).map_err(Error::io("make holes in", raw))?;
-        }
+    pub fn in_place(&self, raw: &Path, file: &File, undo: &mut Undo) -> Result<(), Error> {
+        self.fill_from_parent(file, raw)?;
         file.sync_all().map_err(Error::io("sync", raw))?;
-        if !lossless {
-            let path = self.target.to_owned();
+        if self.scan.punch.is_none() {
+            let file = file.try_clone().map_err(Error::io("open", raw))?;
+            let (path, unused) = (self.target.to_owned(), self.unused());
             place::at_commit("holes", undo, move || {
-                if let Err(error) = punch(&file, &unused) {
+                if let Err(error) = unused.into_iter().try_for_each(|range| place::punch(&file, range)) {
                     log::warn!("cannot free what {} need not hold: {error}", path.display());
                 }
             });
@@ -160,10 +157,6 @@ impl Job<'_> {
         }
         Ok(())
     }
-}
-
-fn punch(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
-    ranges.iter().try_for_each(|range| sys::sparse::punch(file, range.clone()))
 }
 
 /// Brings along the diff files of `from` that `header` refers to.

@@ -34,6 +34,7 @@ fn several_threads_find_what_one_would() {
         block_size: 4096,
         parent: None,
         sums: false,
+        punch: None,
     };
     let runs = scan.run().unwrap().runs;
     assert!(
@@ -67,6 +68,7 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         block_size: 4096,
         parent: None,
         sums: false,
+        punch: None,
     };
     let error = scan.run().unwrap_err();
     assert_eq!(error.kind, wire::Kind::Corrupt, "{error}");
