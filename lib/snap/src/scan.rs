@@ -1,7 +1,6 @@
 //! Reading a raw memory file once, in parallel, to find out which of its blocks must be stored.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -189,10 +188,9 @@ impl Scan<'_> {
                     found.sums.extend(stored.map(|run| Sum::of(run.range.clone(), range.start, buffer)));
                 }
                 if let Some(file) = self.punch {
-                    let zeros = blocks.iter().filter(|run| run.fate == Fate::Zero);
+                    let mut zeros = blocks.iter().filter(|run| run.fate == Fate::Zero);
                     zeros
-                        .map(|run| place::punch(file, run.range.clone()))
-                        .collect::<io::Result<()>>()
+                        .try_for_each(|run| place::punch(file, run.range.clone()))
                         .map_err(Error::io("make holes in", self.path))?;
                 }
                 runs.append(&mut blocks);
