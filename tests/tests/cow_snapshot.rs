@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use wrenn_tests::{Output, Program, Roots, Value, json, kernel, skip};
 
 const MIB: usize = 1 << 20;
@@ -495,6 +496,47 @@ fn privileged_what_cannot_be_brought_up_leaves_nothing() {
     fs::write(&frozen, &good).unwrap();
     let restored = bench.with("restore", &[], &paused).success().reply();
     bench.with("delete", &[], &restored).success();
+}
+
+#[test]
+fn privileged_a_full_file_system_below_a_disk_shows_in_its_status_and_stops_its_restore() {
+    let Some(bench) = Bench::new("privileged_a_full_file_system_below_a_disk") else { return };
+    let small = Small::new(bench.roots.dir().join("small"));
+    let mut request = bench.request("sb-1");
+    request["file"] = json!(small.0.join("disk"));
+    let mut document = bench.with("create", &[], &request).success().reply();
+    let usage =
+        |document: &Value| bench.with("status", &[], document).success().reply()["cow"]["usage"].clone();
+    assert_eq!(usage(&document)["state"], "ok");
+    let device = File::options().write(true).open(path(&document["cow"]["device"])).unwrap();
+    let _ = device.write_all_at(&vec![7; 4 * MIB], 0).and_then(|()| device.sync_all());
+    drop(device);
+    assert_eq!(usage(&document)["state"], "invalid");
+    document["snapshot"] = json!({"dir": bench.generation("sb-1", 1)});
+    let copied = bench.with("remove", &[], &document).success().reply();
+    refused(bench.with("restore", &[], &copied), 9, "cow.corrupt", "rootfs.cow");
+    bench.with("delete", &[], &copied).success();
+    // Not even the header has room.
+    fs::write(small.0.join("rest"), vec![1; 2 * MIB]).unwrap_err();
+    refused(bench.with("create", &[], &request), 6, "cow.io", "disk");
+    drop(small);
+}
+
+/// A tmpfs of 1 MiB, gone with the value.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(dir: PathBuf) -> Self {
+        fs::create_dir(&dir).unwrap();
+        mount(Some("small"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use wire::{Call, Reply};
 
 use crate::device;
-use crate::disk::SECTION;
+use crate::disk::{Kind, SECTION};
 use crate::owner::Owner;
 use crate::{Error, live, paused};
 
@@ -14,9 +14,10 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let owner = Owner::new(call.host, call.id()?);
     let file = call.fields().find::<PathBuf>("file")?;
     let frozen = call.fields().find::<PathBuf>("frozen")?;
+    let kind = call.fields().find("kind")?.unwrap_or(Kind::Snapshot);
 
     let mut errors: Vec<wire::Error> = Vec::new();
-    errors.extend(device::remove(&owner).err().map(Into::into));
+    errors.extend(device::remove_if(kind, &owner).err().map(Into::into));
     // The kernel goes on using the file of a device that could not be removed: without its name it would be space that
     // nobody finds.
     if errors.is_empty() {

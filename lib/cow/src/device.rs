@@ -10,6 +10,7 @@ use sys::dm::{Device, DeviceMapper, Target};
 use sys::loop_device::Bound;
 use wire::{Host, Undo};
 
+use crate::disk::Kind;
 use crate::exceptions::{CHUNK, SECTOR};
 use crate::image::Image;
 use crate::owner::{self, Owner};
@@ -130,6 +131,14 @@ fn make_node(device: &Device) -> Result<PathBuf, Error> {
     mknod(&path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number)
         .map_err(|errno| Error::io("make", &path)(errno.into()))?;
     Ok(path)
+}
+
+/// As [`remove`], for a disk of this kind: a copy has no device, and needs no privilege to look for one.
+pub(crate) fn remove_if(kind: Kind, owner: &Owner) -> Result<(), Error> {
+    match kind {
+        Kind::Snapshot => remove(owner),
+        Kind::Clone => Ok(()),
+    }
 }
 
 /// Takes the sandbox's device down, with its node and its loop devices. It being gone already is success. Only a device

@@ -6,33 +6,32 @@ use wire::{Call, Reply};
 
 use crate::device;
 use crate::disk::{Disk, Kind, forget_device};
+use crate::image::Image;
 use crate::new_file::sync_dir;
 use crate::owner::Owner;
 use crate::paused::{self, Meta, keep};
+use crate::restore::open;
 use crate::{Error, live};
 
-/// The verb. Every step is tried, whatever became of those before, save that the file of a disk that is still up is left
-/// where it is.
+/// The verb. The file of a disk that cannot be taken down is left where it is.
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let owner = Owner::new(call.host, call.id()?);
     let fields = call.fields();
     let dir = call.document.find::<PathBuf>("snapshot.dir")?;
-    let file = fields.find::<PathBuf>("file")?;
     let kind = fields.find("kind")?.unwrap_or(Kind::Snapshot);
-    let image = match fields.find("image")? {
-        None => call.document.find::<PathBuf>("rootfs")?,
-        image => image,
-    };
     let origin_bytes = fields.find("origin_bytes")?;
-
-    device::remove(&owner)?;
-    let Some(file) = file else {
-        // Never made, or taken away already.
+    let Some(file) = fields.find::<PathBuf>("file")? else {
+        // Never made, or deleted already.
+        device::remove_if(kind, &owner)?;
         forget_device(call.document);
         return Ok(Reply::Document);
     };
-    let image =
-        image.ok_or_else(|| wire::Error::field("image", "missing; wants the path of the disk's image"))?;
+    let image = match fields.find("image")? {
+        Some(image) => image,
+        None => call.document.need::<PathBuf>("rootfs")?,
+    };
+
+    device::remove_if(kind, &owner)?;
     let file = match dir {
         None => file,
         Some(dir) => {
@@ -40,16 +39,10 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
             pause(&owner, &file, &dir, &meta)?
         }
     };
-    let file_bytes = match std::fs::metadata(&file) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::FileGone { path: file }.into());
-        }
-        Err(error) => return Err(Error::io("look at", file)(error).into()),
-    };
+    let file_bytes = open(&file)?.metadata().map_err(Error::io("look at", &file))?.len();
     let origin_bytes = match origin_bytes {
         Some(bytes) => bytes,
-        None => crate::image::Image::open(&image)?.bytes,
+        None => Image::open(&image)?.bytes,
     };
     Disk { kind, file, image, origin_bytes, file_bytes }.write_down(call.document);
     Ok(Reply::Document)

@@ -101,6 +101,7 @@ pub static TOOL: Tool = Tool {
                 ID,
                 Field::may("file", Type::Path, "the disk's file"),
                 Field::may("frozen", Type::Path, "the paused file it was restored from"),
+                KIND,
             ],
             example: "wrenn-cow delete id=sb-1",
             ..Verb::new(

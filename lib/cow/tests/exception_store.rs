@@ -42,7 +42,7 @@ impl Kernel {
                 self.bytes[entry + 8..entry + 16].copy_from_slice(&new.to_le_bytes());
                 self.map.insert(old, new);
                 self.next += 1;
-                if (self.next - 1) % 257 == 0 {
+                if (self.next - 1).is_multiple_of(257) {
                     self.next += 1;
                 }
                 new
