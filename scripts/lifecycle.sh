@@ -167,8 +167,8 @@ small_diff() {
 zeros() { same "what was zeroed" "$(guest life "dd if=/mem/random bs=1M skip=16 count=8 status=none | tr -d '\0' | wc -c")" 0; }
 inflate() {
     local free; free=$(free_kib)
-    wrenn-launch balloon - --mib 64 <"$work/life.json" >/dev/null
-    until (($(free_kib) < free - 48 * 1024)); do :; done
+    wrenn-launch balloon - --mib 32 <"$work/life.json" >/dev/null
+    until (($(free_kib) < free - 24 * 1024)); do :; done
     same "the memory of life" "$(memory_sum life)" "$memory"
 }
 deflate() {
@@ -238,7 +238,7 @@ step '  ... stores about what changed' small_diff
 step 'resume' through life resume
 step '  ... exact' exact life
 step '  ... and what was zeroed is zero' zeros
-step 'the balloon takes 64 MiB: memory is exact' inflate
+step 'the balloon takes 32 MiB: memory is exact' inflate
 step '  ... and gives them back: exact' deflate
 step 'a pause that finds the disk full gives the guest back, counting' fails
 step 'the next pause is a full one' pause life full
