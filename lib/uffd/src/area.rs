@@ -17,6 +17,8 @@ pub(crate) struct Area {
     pub settled: Bits,
     /// Pages that the VMM discarded.
     pub removed: Bits,
+    /// Those of them that it discarded since its last snapshot.
+    pub fresh: Bits,
 }
 
 /// What a request to fill pages came to.
@@ -38,7 +40,14 @@ enum Piece<'a> {
 impl Area {
     pub fn new(region: Region) -> Self {
         let pages = region.pages();
-        Self { region, settled: Bits::new(pages), removed: Bits::new(pages) }
+        Self { region, settled: Bits::new(pages), removed: Bits::new(pages), fresh: Bits::new(pages) }
+    }
+
+    /// Notes that the VMM discarded these pages.
+    pub fn discard(&mut self, pages: Range<u64>) {
+        self.settled.insert(pages.clone());
+        self.removed.insert(pages.clone());
+        self.fresh.insert(pages);
     }
 
     /// The page at this address.

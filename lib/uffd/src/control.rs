@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,13 +11,18 @@ use sys::process::Process;
 use crate::Error;
 
 /// Longer than this no request is.
-const LONGEST: usize = 4096;
+const LONGEST: usize = 16 << 10;
 
 /// What a server can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// What it has done, and the removed ranges into their file.
-    Stats,
+    Stats {
+        /// Ranges discarded since the snapshot in this directory; without it, all.
+        since: Option<PathBuf>,
+        /// A snapshot was just dumped into this directory.
+        dumped: Option<PathBuf>,
+    },
     /// To end.
     Stop {
         /// Even if a VMM would hang.
@@ -26,9 +31,11 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    fn to_json(self) -> Value {
+    fn to_json(&self) -> Value {
         match self {
-            Self::Stats => json!({"verb": "stats"}),
+            Self::Stats { since, dumped } => {
+                json!({"verb": "stats", "since": since, "dumped": dumped})
+            }
             Self::Stop { force } => json!({"verb": "stop", "force": force}),
         }
     }
@@ -36,7 +43,10 @@ impl Request {
     fn parse(line: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(line).ok()?;
         match value.get("verb")?.as_str()? {
-            "stats" => Some(Self::Stats),
+            "stats" => {
+                let path = |name: &str| Some(PathBuf::from(value.get(name)?.as_str()?));
+                Some(Self::Stats { since: path("since"), dumped: path("dumped") })
+            }
             "stop" => {
                 Some(Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) })
             }

@@ -13,6 +13,7 @@ use sys::process::readable;
 use sys::uffd::{Event, Events, Filled, Uffd};
 
 use crate::area::{Area, Fill, Limit, Scratch};
+use crate::bits::Bits;
 use crate::prefetch::{Plan, Target};
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
@@ -140,8 +141,7 @@ impl Engine {
             }
             Event::Remove { start, end } => areas.iter_mut().for_each(|area| {
                 let pages = area.pages_of(start, end);
-                area.settled.insert(pages.clone());
-                area.removed.insert(pages);
+                area.discard(pages);
             }),
             // It is the VMM's own doing that nobody can reach these pages any more.
             Event::Unmap { start, end } => areas.iter_mut().for_each(|area| {
@@ -212,7 +212,7 @@ impl Engine {
                 *(if from_image { &mut counts.copied } else { &mut counts.zeroed }) += count;
                 // Settled and yet missing: discarded without a word, by a VMM that did not ask for these events.
                 if !from_image && area.settled.has(first) {
-                    area.removed.insert(first..first + count);
+                    area.discard(first..first + count);
                 }
                 count
             }
@@ -295,15 +295,20 @@ impl Engine {
         self.areas.iter().map(|area| area.removed.count()).sum()
     }
 
-    /// The ranges of the image that the VMM has discarded so far.
-    pub fn removed(&self) -> Removed {
+    /// The ranges of the image that the VMM has discarded since [`Engine::forget_fresh`].
+    pub fn fresh(&self) -> Removed {
         let ranges = |area: &'_ Area| {
-            area.removed
-                .runs()
-                .map(|run| area.offset_of(run.start)..area.offset_of(run.end))
-                .collect::<Vec<_>>()
+            let runs = area.fresh.runs();
+            runs.map(|run| area.offset_of(run.start)..area.offset_of(run.end)).collect::<Vec<_>>()
         };
         self.areas.iter().flat_map(ranges).collect()
+    }
+
+    /// A snapshot was taken: what is discarded from here on is fresh.
+    pub fn forget_fresh(&mut self) {
+        for area in &mut self.areas {
+            area.fresh = Bits::new(area.region.pages());
+        }
     }
 
     /// Bytes of memory.

@@ -9,6 +9,7 @@ mod bits;
 mod config;
 mod control;
 mod engine;
+mod epochs;
 mod error;
 mod guardian;
 pub mod handshake;

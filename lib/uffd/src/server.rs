@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use sys::process::Process;
 
 use crate::config::Config;
 use crate::control::{Connection, Request};
+use crate::epochs::Epochs;
 use crate::handshake::{Greeting, Handshake};
 use crate::service::Service;
 use crate::socket::{self, Listener};
@@ -38,6 +40,7 @@ pub(crate) struct Server {
     vmm: Vmm,
     control: Listener,
     connections: Vec<Connection>,
+    epochs: Epochs,
     guardian: Guardian,
     waiter: Waiter,
 }
@@ -83,6 +86,7 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
             vmm: Vmm::Awaited,
             control,
             connections: Vec::new(),
+            epochs: Epochs::default(),
             guardian,
             waiter,
         }
@@ -289,7 +293,9 @@ impl Server {
         for mut connection in std::mem::take(&mut self.connections) {
             match connection.request() {
                 Ok(None) => self.connections.push(connection),
-                Ok(Some(Request::Stats)) => connection.answer(self.stats().map_err(Into::into)),
+                Ok(Some(Request::Stats { since, dumped })) => {
+                    connection.answer(self.stats(since.as_deref(), dumped).map_err(Into::into));
+                }
                 Ok(Some(Request::Stop { force })) => {
                     let answer = self.stoppable(force).map(|()| self.described());
                     reason = answer.is_ok().then_some(Reason::Stopped).or(reason);
@@ -301,13 +307,18 @@ impl Server {
         Ok(reason)
     }
 
-    /// What was done so far; the discarded ranges are in their file when this returns.
-    fn stats(&mut self) -> Result<Value, Error> {
+    /// What was done so far; the ranges discarded since the snapshot `since` are in their file when this returns.
+    fn stats(&mut self, since: Option<&Path>, dumped: Option<PathBuf>) -> Result<Value, Error> {
         let mut removed = Removed::new();
         if let Vmm::Served(service) = &mut self.vmm {
             // A discard that has returned was read, or it would not have returned; one under way is read here.
             service.engine.drain()?;
-            removed = service.engine.removed();
+            let fresh = service.engine.fresh();
+            removed = self.epochs.since(since, &fresh);
+            if let Some(dir) = dumped {
+                self.epochs.end(dir, fresh);
+                service.engine.forget_fresh();
+            }
         }
         let described = self.described();
         replace(&self.config.paths.removed, format!("{}\n", removed.to_json()).as_bytes())?;

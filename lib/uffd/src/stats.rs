@@ -1,8 +1,9 @@
 //! `wrenn-uffd stats`: what a server has done so far, and which ranges the VMM discarded.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use wire::{Call, Error, Reply};
+use wire::{Call, Document, Error, Reply};
 
 use crate::Error as Failure;
 use crate::config::Paths;
@@ -22,10 +23,23 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let client = Client::connect(&paths.control)?
         .filter(|client| process.as_ref().is_none_or(|process| *process == client.server))
         .ok_or_else(|| Failure::NotRunning { control: paths.control.clone() })?;
-    let answer = client.ask(&paths.control, Request::Stats, PATIENCE)??;
+    let answer = client.ask(&paths.control, request(call.document)?, PATIENCE)??;
     call.answer("removed", answer["removed"].clone());
     call.answer("stats", answer["stats"].clone());
     Ok(Reply::Document)
+}
+
+/// In a pause, the ranges that its Diff must be told of, and that the dump it is for has been made: the VMM wrote
+/// `snapshot.raw`, and nobody has published the generation yet. Otherwise everything, and nothing is to be remembered.
+fn request(document: &Document) -> Result<Request, Error> {
+    let dir: Option<PathBuf> = document.find("snapshot.dir")?;
+    let dumped =
+        dir.filter(|dir| document.get("snapshot.raw").is_some() && !dir.join("memfile.header").exists());
+    let parent: Option<PathBuf> = document.find("snapshot.parent")?;
+    // As the VMM's driver records them, and as the next pause will name this one.
+    let resolved = |path: PathBuf| path.canonicalize().unwrap_or(path);
+    let since = dumped.as_ref().and(parent).map(resolved);
+    Ok(Request::Stats { since, dumped: dumped.map(resolved) })
 }
 
 /// Whether this is a sandbox that booted, and so never had a page server: there is nothing to ask, and nothing to stop.

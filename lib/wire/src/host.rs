@@ -52,11 +52,19 @@ impl Host {
     /// Twelve hexadecimal digits that tell this root's kernel objects from another root's: 48 bits of the FNV-1a hash of
     /// its path.
     pub fn tag(&self) -> String {
-        // A root may not exist yet; two spellings of one that does are the same root.
-        let path = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
+        let path = resolved(&self.root);
         let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
         hash.write(path.as_os_str().as_encoded_bytes());
         format!("{:012x}", hash.finish() >> 16)
+    }
+}
+
+/// The path with what exists of it resolved: two spellings of one root are the same root, also before it is made.
+fn resolved(path: &Path) -> PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(resolved), _, _) => resolved,
+        (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.to_owned(),
     }
 }
 
@@ -86,6 +94,12 @@ mod tests {
         assert_eq!(tag("/nonexistent/a"), format!("{:012x}", fnv_by_definition(b"/nonexistent/a") >> 16));
         assert_ne!(tag("/nonexistent/a"), tag("/nonexistent/b"));
         assert_eq!(tag("/tmp"), tag("/tmp/."));
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let root = dir.path().join("link/root");
+        let before = tag(root.to_str().unwrap());
+        std::fs::create_dir(&root).unwrap();
+        assert_eq!(tag(root.to_str().unwrap()), before, "made behind a link");
     }
 
     fn fnv_by_definition(bytes: &[u8]) -> u64 {
