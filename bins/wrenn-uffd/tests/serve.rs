@@ -266,6 +266,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     assert!(server_of(&document).is_alive());
     let guardian = parent_of(&server_of(&document));
     // Neither can clear up: the sockets stay.
+    server_of(&document).signal(Signal::SIGSTOP).unwrap();
     guardian.signal(Signal::SIGKILL).unwrap();
     server_of(&document).signal(Signal::SIGKILL).unwrap();
     await_end(&server_of(&document));
@@ -326,6 +327,66 @@ fn a_recording_is_what_a_later_restore_loads_first() {
     assert_eq!((&bench.stats()["faults"], &bench.stats()["complete"]), (&0.into(), &false.into()));
     vmm.kill();
     await_end(&server_of(&document));
+}
+
+#[test]
+fn while_it_records_it_loads_nothing_ahead_and_then_everything() {
+    let bench = Bench::new(1);
+    snapshot(&bench.path("snap"), 1000);
+    let words = ["serve", "id=vm", "source.dir=snap", "record:=true"];
+    let mut server = Foreground::of(&bench, &words);
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
+    assert_eq!(vmm.ask("check 3 5 image"), "same");
+    assert_eq!(bench.stats()["prefetched"], 0);
+    assert_eq!(server.until("recorded")["pages"], 2);
+    assert_eq!(server.until("prefetched")["pages"], 998);
+    let recorded = std::fs::read_to_string(bench.path("snap/workingset")).unwrap();
+    assert_eq!(recorded, r#"{"ranges":[[12288,8192]]}"#);
+    vmm.kill();
+    server.until("closed");
+    server.child.wait().unwrap();
+}
+
+/// A program that is not wrenn-uffd and serves: in process, as the supervisor does.
+#[test]
+#[ignore = "a part that another test starts"]
+fn supervisor() {
+    let host = wire::Host::from_env();
+    let mut document = wire::Document::new();
+    document.set("id", "vm");
+    document.set("source.raw", std::env::var("UFFD_IMAGE").expect("a part that another test starts"));
+    document.set("detach", true);
+    let options = wire::Options::default();
+    for _ in 0..3 {
+        uffd::TOOL.call("serve", &mut document, &host, options).unwrap();
+        let server = server_of(&document.clone().into_value());
+        assert!(server.is_alive());
+        uffd::TOOL.call("stats", &mut document, &host, options).unwrap();
+        assert_eq!(document.need::<String>("uffd.stats.state").unwrap(), "listening");
+        uffd::TOOL.call("stop", &mut document, &host, options).unwrap();
+        assert!(!server.is_alive() && document.get("uffd").is_none());
+    }
+}
+
+#[test]
+fn another_program_serves_in_process() {
+    let bench = Bench::new(4);
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_wrenn-uffd")).parent().unwrap();
+    let supervisor = |path: &std::path::Path| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "supervisor", "--ignored", "--nocapture"])
+            .env("UFFD_IMAGE", bench.raw())
+            .env("PATH", path)
+            .env("WRENN_ROOT", bench.path("root"))
+            .env("WRENN_RUN", bench.path("run"))
+            .output()
+            .unwrap()
+    };
+    let found = supervisor(programs);
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let lacks = supervisor(&bench.path("nowhere"));
+    assert!(String::from_utf8_lossy(&lacks.stderr).contains("nor in PATH"), "{lacks:?}");
+    assert!(!bench.path("run/vm").exists());
 }
 
 #[test]

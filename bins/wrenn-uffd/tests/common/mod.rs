@@ -165,9 +165,12 @@ pub struct Foreground {
 impl Foreground {
     /// Starts one and waits until it listens.
     pub fn start(bench: &Bench, more: &[&str]) -> Self {
-        let mut words = vec!["serve", "id=vm", "source.raw=memory"];
-        words.extend(more);
-        let mut child = bench.command(&words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        Self::of(bench, &[&["serve", "id=vm", "source.raw=memory"], more].concat())
+    }
+
+    /// Starts one by this command line.
+    pub fn of(bench: &Bench, words: &[&str]) -> Self {
+        let mut child = bench.command(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         let mut server = Self { child, lines };
         assert_eq!(server.event()["event"], "listening");
