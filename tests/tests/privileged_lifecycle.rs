@@ -216,14 +216,18 @@ fn privileged_what_lives_on_holds_nothing_of_its_caller(host: &TestHost) {
 
 fn privileged_a_second_root_is_untouched_by_the_first(host: &TestHost) {
     let other = host.another();
-    // The same id in both, so that nothing but the owner's mark tells them apart.
-    host.create("twin");
-    let theirs = other.create("twin");
+    let mine = host.create("mine").document();
+    let theirs = other.create("theirs");
     theirs.mount_memory();
     let counter = theirs.start_counting();
     let (count, held) = (counter.now(), other.leftovers());
-    let mine = host.wrenn(["get", "twin"]).run().success().reply();
     assert_ne!(mine["net"]["host_ip"], theirs.document()["net"]["host_ip"]);
+
+    host.step("an id that is another root's cannot be had, and asking harms nobody");
+    let taken = host.wrenn(["create", "--id", "theirs"]).run().status_is(4).reply();
+    assert_eq!(taken["error"]["code"], "cow.exists", "a device's name is the host's");
+    assert_eq!(host.ids(), ["mine"]);
+    let count = counter.counts_on(count);
 
     host.step("gc and shutdown of the first");
     for (program, verb) in [("wrenn", "gc"), ("wrenn-net", "gc"), ("wrenn-cow", "gc")] {
