@@ -184,8 +184,10 @@ fn a_vmm_of_another_user_is_refused_and_the_next_one_served() {
         return eprintln!("SKIPPED: a_vmm_of_another_user_is_refused_and_the_next_one_served: needs root");
     }
     let bench = Bench::new(64);
-    let mut server = Foreground::start(&bench, &["socket=/tmp/wu-other.sock"]);
-    let socket = std::path::Path::new("/tmp/wu-other.sock");
+    // Where another user can reach it, as the test's own directory is closed to him.
+    let socket = std::env::temp_dir().join(format!("wu-{}.sock", std::process::id()));
+    let socket = socket.as_path();
+    let mut server = Foreground::start(&bench, &[&format!("socket={}", socket.display())]);
     assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
     // Somebody opens what was private.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();

@@ -196,6 +196,16 @@ impl Foreground {
     }
 }
 
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
 /// The process that a `uffd` section names.
 pub fn server_of(document: &Value) -> Process {
     let section = &document["uffd"];
