@@ -17,6 +17,11 @@ pub struct Image {
     block_size: u64,
     /// Each is a maximal run; together they cover `0..size`. The build is that of `files[file]`.
     runs: Vec<Run>,
+    /// Memory in equal buckets, about as many as runs: the run that holds the beginning of each. A search looks only
+    /// between two of them.
+    buckets: Vec<u32>,
+    /// Memory's bucket `n` begins at `n << bucket_bits`.
+    bucket_bits: u32,
     files: Vec<Mapping>,
 }
 
@@ -83,7 +88,7 @@ impl Image {
             file: diffs.iter().position(|diff| diff.build == record.build).map_or(ZERO, |index| index as u32),
         };
         let runs = merged.iter().map(run).collect();
-        Ok(Self { size: header.size, block_size: header.block_size, runs, files })
+        Ok(Self::new(header.size, header.block_size, runs, files))
     }
 
     /// Opens a raw memory file; its holes are zeros. Its block size is 4096.
@@ -108,7 +113,31 @@ impl Image {
         };
         let runs = spans.iter().map(run).collect();
         let mapping = Mapping::of(&file).map_err(Error::io("map", path))?;
-        Ok(Self { size, block_size, runs, files: vec![mapping] })
+        Ok(Self::new(size, block_size, runs, vec![mapping]))
+    }
+
+    fn new(size: u64, block_size: u64, runs: Vec<Run>, files: Vec<Mapping>) -> Self {
+        let bucket_bits = (size / runs.len() as u64).next_power_of_two().trailing_zeros();
+        let starts = (0..=(size - 1) >> bucket_bits).map(|bucket| bucket << bucket_bits);
+        let mut index = 0;
+        let mut buckets: Vec<u32> = starts
+            .map(|start| {
+                while runs.get(index + 1).is_some_and(|run: &Run| run.offset <= start) {
+                    index += 1;
+                }
+                index as u32
+            })
+            .collect();
+        buckets.push(runs.len() as u32 - 1);
+        Self { size, block_size, runs, buckets, bucket_bits, files }
+    }
+
+    /// The index of the run that holds `offset`.
+    fn index_of(&self, offset: u64) -> usize {
+        assert!(offset < self.size, "offset {offset} is past the end of memory, {}", self.size);
+        let bucket = (offset >> self.bucket_bits) as usize;
+        let (from, to) = (self.buckets[bucket] as usize, self.buckets[bucket + 1] as usize);
+        from + self.runs[from..=to].partition_point(|run| run.offset <= offset) - 1
     }
 
     /// Bytes of memory.
@@ -126,13 +155,12 @@ impl Image {
     /// # Panics
     /// When `offset` is not below [`Image::size`].
     pub fn extent_at(&self, offset: u64) -> Extent<'_> {
-        assert!(offset < self.size, "offset {offset} is past the end of memory, {}", self.size);
-        self.extent(self.runs.partition_point(|run| run.offset <= offset) - 1)
+        self.extent(self.index_of(offset))
     }
 
     /// The extent after the one that holds `offset`; `None` after the last.
     pub fn next_extent(&self, offset: u64) -> Option<Extent<'_>> {
-        let index = self.runs.partition_point(|run| run.offset <= offset);
+        let index = if offset < self.size { self.index_of(offset) + 1 } else { self.runs.len() };
         (index < self.runs.len()).then(|| self.extent(index))
     }
 

@@ -208,7 +208,14 @@ impl Chain {
                 Content::Zero => assert!(expected.iter().all(|byte| *byte == 0), "zeros at {at}"),
                 Content::Data(bytes) => assert!(bytes == expected, "data at {at}"),
             }
+            for inside in [at, at + extent.length / 2, extent.end() - 1] {
+                assert_eq!(image.extent_at(inside), extent);
+            }
             at = extent.end();
+            assert_eq!(
+                image.next_extent(extent.offset).map(|next| next.offset),
+                Some(at).filter(|at| *at < image.size())
+            );
         }
         assert_eq!(at, self.memory.len() as u64);
         let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
