@@ -3,25 +3,27 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 
+use crate::kernel::Marks;
 use crate::sandbox::Sandbox;
 use crate::vmm::Vmm;
 use crate::{Program, Roots, Value, images, json, kernel, skip};
 
-/// Two roots, and what the kernel held before them.
+/// Two roots, and what tells their traces in the kernel.
 #[derive(Debug)]
 pub struct TestHost {
     /// The VMM of this run.
     pub vmm: Vmm,
     roots: Roots,
-    before: BTreeSet<String>,
+    slots: Mutex<BTreeSet<u64>>,
     started: Instant,
     disk: Option<PathBuf>,
 }
@@ -37,8 +39,6 @@ impl TestHost {
             skip::report(name, &reason);
             return;
         }
-        // One at a time, however many threads or processes the runner takes: the host's state is compared.
-        let _turn = turn();
         let host = Self::new(vmm);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(&host))) {
             host.tell();
@@ -56,8 +56,7 @@ impl TestHost {
     }
 
     fn with(vmm: Vmm, roots: Roots, disk: Option<PathBuf>) -> Self {
-        let before = kernel::traces(&[]);
-        let host = Self { vmm, roots, before, started: Instant::now(), disk };
+        let host = Self { vmm, roots, slots: Mutex::default(), started: Instant::now(), disk };
         images::install(&host.root()).expect("the images under the test's root");
         host
     }
@@ -127,14 +126,6 @@ impl TestHost {
         self.program("wrenn").args(args)
     }
 
-    /// One tool's verb on a document, which must succeed. Gives the new document.
-    ///
-    /// # Panics
-    /// When it fails.
-    pub fn tool(&self, name: &str, verb: &str, document: &Value) -> Value {
-        self.program(name).args([verb]).stdin(document.to_string()).run().success().reply()
-    }
-
     /// Boots a sandbox from `minimal`: 1 vcpu, 256 MiB.
     ///
     /// # Panics
@@ -151,6 +142,7 @@ impl TestHost {
         let args = ["create", "--id", id, "--template", template, "--vmm", self.vmm.name()];
         let document = self.wrenn(args).args(more).run().success().reply();
         assert_eq!(document["state"], "running", "{document}");
+        self.note(&document);
         Sandbox::new(self, id)
     }
 
@@ -164,10 +156,28 @@ impl TestHost {
         all.iter().map(|sandbox| sandbox["id"].as_str().expect("id").to_owned()).collect()
     }
 
-    /// What this host's sandboxes have left in the kernel.
-    pub fn leftovers(&self) -> Vec<String> {
-        let now = kernel::traces(&[self.roots.dir()]);
-        now.difference(&self.before).cloned().collect()
+    /// Remembers what tells a sandbox's traces from another's.
+    pub fn note(&self, document: &Value) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.extend(document["net"]["slot"].as_u64());
+    }
+
+    /// What the kernel holds of this host's sandboxes.
+    pub fn traces(&self) -> BTreeSet<String> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        kernel::traces(&Marks { slots, ..self.roots.marks() })
+    }
+
+    /// What the kernel still holds of them, a moment later: the last of it goes after the last descriptor is closed.
+    pub fn leftovers(&self) -> BTreeSet<String> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let traces = self.traces();
+            if traces.is_empty() || Instant::now() > deadline {
+                return traces;
+            }
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// Removes every sandbox as a user would, and finds the host as it was.
@@ -187,7 +197,7 @@ impl TestHost {
     /// # Panics
     /// When there is something.
     pub fn assert_clean(&self) {
-        assert_eq!(self.leftovers(), [""; 0], "left behind");
+        assert_eq!(self.leftovers(), BTreeSet::new(), "left behind");
         let slots = self.program("wrenn-net").args(["list"]).run().success().reply();
         assert_eq!(slots["slots"], json!([]));
         let disks = self.program("wrenn-cow").args(["list"]).run().success().reply();
@@ -269,10 +279,4 @@ fn usable(vmm: Vmm) -> Result<(), String> {
     }
     vmm.program()?;
     images::available()
-}
-
-fn turn() -> Flock<std::fs::File> {
-    let path = std::env::temp_dir().join("wrenn-tests.turn");
-    let file = std::fs::File::options().create(true).append(true).open(&path).expect("a file to lock");
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("its lock")
 }

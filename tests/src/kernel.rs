@@ -4,33 +4,49 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a host holds that a sandbox may leave behind, each thing as one readable line.
-///
-/// Two of these are compared: taken before a test and after, they must be equal.
-pub fn traces(dirs: &[&Path]) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    found.extend(interfaces());
-    found.extend(names("netns", "/run/netns"));
-    found.extend(device_mapper());
-    found.extend(names("node", "/dev/mapper"));
-    found.extend(loops());
-    found.extend(mounts());
-    found.extend(cgroups());
-    found.extend(nftables());
-    for dir in dirs {
-        found.extend(processes_of(dir).into_iter().map(|(pid, line)| format!("process {pid} {line}")));
-    }
+/// What tells one root's traces from another's, and from everybody else's.
+#[derive(Debug)]
+pub struct Marks {
+    /// The directory of both its roots, which is in every path of its own.
+    pub dir: PathBuf,
+    /// Twelve hexadecimal digits in the names of its kernel objects (`WRENN-<tag>-<id>`, `wrenn:<tag>:<id>`).
+    pub tag: String,
+    /// Every network slot that a sandbox of its has ever had.
+    pub slots: BTreeSet<u64>,
+}
+
+/// What the host holds of a root's sandboxes, each thing as one readable line.
+pub fn traces(marks: &Marks) -> BTreeSet<String> {
+    let slots = marks.slots.iter().filter(|slot| !is_anothers(**slot, &marks.tag));
+    let names: Vec<_> = slots.clone().map(|slot| format!("wrenn-ns-{slot}")).collect();
+    let addresses: Vec<_> = slots.map(|slot| format!("10.11.{}.{}", slot >> 8, slot & 255)).collect();
+    let ours = |line: &String| line.contains(&*marks.dir.to_string_lossy()) || line.contains(&marks.tag);
+    let all = [interfaces(), device_mapper(), loops(), cgroups(), mounts()].concat();
+    let mut found: BTreeSet<_> = all.into_iter().filter(ours).collect();
+    found.extend(dangling_nodes());
+    // What a VMM sees under its fixed path is its alone: in our own mount namespace nobody's may ever be seen.
+    found.extend(mounts().into_iter().filter(|mount| mount.contains("/tmp/wrenn-vm")));
+    found.extend(names.into_iter().filter(|name| list("/run/netns").contains(name)));
+    let rules = nftables();
+    let in_rules = |address: &String| {
+        rules.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| word == address)
+    };
+    found.extend(addresses.into_iter().filter(in_rules).map(|address| format!("nft {address}")));
+    let processes = processes_of(&marks.dir).into_iter();
+    found.extend(processes.map(|(pid, line)| format!("process {pid} {line}")));
     found
+}
+
+/// Whether a slot has a new tenant of another root's by now.
+fn is_anothers(slot: u64, tag: &str) -> bool {
+    let alias = text(format!("/sys/class/net/wrenn-v-{slot}/ifalias"));
+    !alias.is_empty() && !alias.contains(tag)
 }
 
 /// Names in a directory; none when it is not there.
 pub fn list(dir: impl AsRef<Path>) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-}
-
-fn names(what: &str, dir: &str) -> Vec<String> {
-    list(dir).into_iter().map(|name| format!("{what} {dir}/{name}")).collect()
 }
 
 fn text(path: impl AsRef<Path>) -> String {
@@ -48,6 +64,14 @@ fn device_mapper() -> Vec<String> {
     devices.map(|device| format!("dm {} {}", of(&device, "name"), of(&device, "uuid"))).collect()
 }
 
+/// Our nodes of devices that are gone: they do not say whose they were, and nobody may leave one.
+fn dangling_nodes() -> Vec<String> {
+    let devices = list("/sys/block").into_iter().map(|device| text(format!("/sys/block/{device}/dm/name")));
+    let devices: BTreeSet<_> = devices.collect();
+    let nodes = list("/dev/mapper").into_iter().filter(|node| node.starts_with("wrenn-"));
+    nodes.filter(|node| !devices.contains(node)).map(|node| format!("node {node} of no device")).collect()
+}
+
 /// Loop devices that have a file, with that file. (`(deleted)` after it says that only the device holds it.)
 fn loops() -> Vec<String> {
     let devices = list("/sys/block").into_iter().filter(|name| name.starts_with("loop"));
@@ -55,23 +79,12 @@ fn loops() -> Vec<String> {
     files.filter(|file| !file.is_empty()).map(|file| format!("loop {file}")).collect()
 }
 
-/// Mounts of every mount namespace that a process is in.
-fn mounts() -> BTreeSet<String> {
-    let mut seen = BTreeSet::new();
-    let mut found = BTreeSet::new();
-    for pid in pids() {
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
-        if seen.insert(namespace) {
-            for line in text(format!("/proc/{pid}/mounts")).lines() {
-                let words: Vec<_> = line.split(' ').take(3).collect();
-                // The place of all named network namespaces, `ip netns`'s and ours, is made once per boot.
-                if words.get(1) != Some(&"/run/netns") {
-                    found.insert(format!("mount {}", words.join(" ")));
-                }
-            }
-        }
-    }
-    found
+fn mounts() -> Vec<String> {
+    let mounts = text("/proc/self/mounts");
+    mounts
+        .lines()
+        .map(|line| format!("mount {}", line.split(' ').take(3).collect::<Vec<_>>().join(" ")))
+        .collect()
 }
 
 fn cgroups() -> Vec<String> {
@@ -88,20 +101,9 @@ fn cgroups() -> Vec<String> {
     found
 }
 
-/// The host's own table of rules is made once and stays: only what is about one sandbox counts, and that would be an
-/// address of the slots'.
-fn nftables() -> Vec<String> {
-    let Ok(listed) = std::process::Command::new("nft").args(["list", "ruleset"]).output() else {
-        return Vec::new();
-    };
-    let rules = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let slot = |line: &&str| {
-        line.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| {
-            let address = word.starts_with("10.11.") || word.starts_with("10.12.");
-            address && !line.contains(&format!("{word}/"))
-        })
-    };
-    rules.lines().filter(slot).map(|line| format!("nft {}", line.trim())).collect()
+fn nftables() -> String {
+    let listed = std::process::Command::new("nft").args(["list", "ruleset"]).output();
+    listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 /// Every process id, our own included.

@@ -1,5 +1,6 @@
 //! One run of one program.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::kernel::Marks;
 
 /// Far more than anything takes, also under emulation: past it a program hangs.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -58,6 +61,15 @@ impl Roots {
     /// The directory of both, free for a test's own files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// What tells their objects in the kernel from those of others; the tag is 48 bits of the FNV-1a hash of the root's path
+    /// (docs/contract.md).
+    pub fn marks(&self) -> Marks {
+        let root = self.root().canonicalize().unwrap_or_else(|_| self.root());
+        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        let hash = root.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+        Marks { dir: self.dir().to_owned(), tag: format!("{:012x}", hash >> 16), slots: BTreeSet::new() }
     }
 
     /// A program, to run with these roots.

@@ -60,6 +60,7 @@ impl<'a> Sandbox<'a> {
     pub fn resume(&self) -> Value {
         let document = self.verb("resume");
         assert_eq!(document["state"], "running", "{document}");
+        self.host.note(&document);
         document
     }
 

@@ -20,7 +20,6 @@ struct Bench {
     roots: Roots,
     image: PathBuf,
     content: Vec<u8>,
-    before: BTreeSet<String>,
     _turn: Option<Flock<File>>,
 }
 
@@ -31,7 +30,7 @@ impl Bench {
             skip::report(test, &format!("needs device-mapper (scripts/lab has it): {error}"));
             return None;
         }
-        // Names of devices are the host's, and so is what is left: one test at a time (as `TestHost` does).
+        // Names of devices are the host's: one test at a time.
         let turn = File::create(std::env::temp_dir().join("wrenn-tests.turn")).unwrap();
         let turn = Flock::lock(turn, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
         Some(Self::with_turn(Some(turn)))
@@ -53,7 +52,7 @@ impl Bench {
         file.set_len(content.len() as u64).unwrap();
         file.write_all_at(&content[MIB..2 * MIB], MIB as u64).unwrap();
         file.write_all_at(&content[5 * MIB..], 5 * MIB as u64).unwrap();
-        Self { roots, image, content, before: objects(), _turn: turn }
+        Self { roots, image, content, _turn: turn }
     }
 
     fn cow(&self, args: &[&str]) -> Program {
@@ -80,7 +79,7 @@ impl Bench {
 
     /// Loop devices, mapped devices and nodes that are there now and were not.
     fn left(&self) -> Vec<String> {
-        objects().difference(&self.before).cloned().collect()
+        kernel::traces(&self.roots.marks()).into_iter().collect()
     }
 }
 
@@ -92,13 +91,6 @@ impl Drop for Bench {
             assert_eq!(self.left(), [""; 0], "left behind");
         }
     }
-}
-
-/// Loop devices, mapped devices and nodes.
-fn objects() -> BTreeSet<String> {
-    let mut found = kernel::traces(&[]);
-    found.retain(|line| line.starts_with("dm ") || line.starts_with("loop ") || line.starts_with("node "));
-    found
 }
 
 /// The same numbers for the same seed (splitmix64).

@@ -1,6 +1,7 @@
 //! A sandbox's life by the supervisor, on real parts, checked by content from inside the guest and by /proc and /sys
 //! outside. In the lab: docs/lifecycle.md.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -87,11 +88,18 @@ fn privileged_a_paused_sandbox_is_only_files_and_comes_back_exact(host: &TestHos
     let counter = sandbox.start_counting();
     let count = counter.now();
     let running = sandbox.document();
+    for kind in ["dm", "interface", "loop", "process", "wrenn-ns-"] {
+        let held = host.traces();
+        assert!(
+            held.iter().any(|trace| trace.starts_with(kind)),
+            "a running sandbox has its {kind}: {held:?}"
+        );
+    }
 
     host.step("pause");
     let paused = sandbox.pause();
     assert_eq!(paused["snapshot"]["kind"], "full");
-    assert_eq!(host.leftovers(), [""; 0], "a paused sandbox is only files");
+    assert_eq!(host.leftovers(), BTreeSet::new(), "a paused sandbox is only files");
     for pid in [&running["vm"]["pid"], &running["uffd"]["pid"]].into_iter().filter_map(Value::as_i64) {
         assert!(!kernel::is_alive(pid as i32), "process {pid}");
     }
@@ -227,7 +235,7 @@ fn privileged_a_second_root_is_untouched_by_the_first(host: &TestHost) {
     let theirs = other.create("theirs");
     theirs.mount_memory();
     let counter = theirs.start_counting();
-    let (count, held) = (counter.now(), other.leftovers());
+    let (count, held) = (counter.now(), other.traces());
     assert_ne!(mine["net"]["host_ip"], theirs.document()["net"]["host_ip"]);
 
     host.step("an id that is another root's cannot be had, and asking harms nobody");
@@ -243,9 +251,7 @@ fn privileged_a_second_root_is_untouched_by_the_first(host: &TestHost) {
     host.wrenn(["shutdown", "--destroy"]).run().success();
     assert_eq!(host.ids(), [""; 0]);
     let count = counter.counts_on(count);
-    let mut now = other.leftovers();
-    now.retain(|trace| !held.contains(trace));
-    assert_eq!(now, [""; 0], "nothing new of the other's");
+    assert_eq!(other.traces(), held, "all that the other has is there");
 
     host.step("the other pauses and resumes as if alone");
     theirs.pause();

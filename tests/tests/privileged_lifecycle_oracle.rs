@@ -141,6 +141,7 @@ impl<'a> Life<'a> {
             let text = self.document.to_string();
             let run = self.host.program(program).args([verb, "-"]).args(*arguments).stdin(text).run();
             self.document = run.success().reply();
+            self.host.note(&self.document);
         }
     }
 
