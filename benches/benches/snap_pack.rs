@@ -36,13 +36,13 @@ impl Bench {
         let mut file = std::io::BufWriter::with_capacity(1 << 20, File::create(&path).unwrap());
         let mut random = Random(1);
         let mut left = self.blocks;
-        let mut block = [0; BLOCK];
+
         for run in 0.. {
             // Runs of zeros are half as long again: 60 % to 40 %.
             let length = if run % 2 == 0 { 3 * random.below(32) + 3 } else { 2 * random.below(32) + 2 };
             let length = (length / 2).min(left);
             for _ in 0..length {
-                block = [0; BLOCK];
+                let mut block = [0; BLOCK];
                 if run % 2 == 1 {
                     block[random.below(BLOCK)..].fill(random.below(255) as u8 + 1);
                 }
@@ -53,7 +53,6 @@ impl Bench {
                 break;
             }
         }
-        drop(block);
         file.into_inner().unwrap();
         path
     }

@@ -284,11 +284,11 @@ fn signal(status: &str) -> Option<i32> {
 }
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
-    let agent = Agent::of(call.document)?;
     let fields = call.fields();
     let json: bool = fields.find("json")?.unwrap_or(false);
     let input: Option<String> = fields.find("stdin")?;
     let command = Command { stdin: input.is_some(), ..Command::of(call.document)? };
+    let agent = Agent::of(call.document)?;
     let mut running = start(&agent, &command)?;
     if json {
         let status = events(&mut running, |name, fields| call.emit(name, fields), &agent, &command, input)?;

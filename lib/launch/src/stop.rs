@@ -14,12 +14,13 @@ use crate::{Error, owner};
 const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
+    let named = call.document.get("vm").map(|_| Vm::read(call.document)).transpose()?;
     let id = call.id()?;
     let mut errors = Vec::new();
-    for process in targets(call, &id)? {
+    for process in targets(call, &id, named)? {
         if let Err(source) = process.end(GRACE) {
             let path = format!("/proc/{}", process.pid).into();
-            errors.push(Error::Io { what: "end", path, source: named(source) });
+            errors.push(Error::Io { what: "end", path, source: errno_of(source) });
         }
     }
     let files = RunFiles::of(call.host, &id);
@@ -35,11 +36,8 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 
 /// The process that the document names; where it names none, whatever carries the sandbox's mark (a boot whose program
 /// was killed has no section to show).
-fn targets(call: &Call, id: &Id) -> Result<Vec<Process>, wire::Error> {
-    if call.document.get("vm").is_none() {
-        return Ok(marked(call.host, id));
-    }
-    let vm = Vm::read(call.document)?;
+fn targets(call: &Call, id: &Id, named: Option<Vm>) -> Result<Vec<Process>, wire::Error> {
+    let Some(vm) = named else { return Ok(marked(call.host, id)) };
     Ok(if vm.is_alive(call.host, id)? { vec![vm.process] } else { vec![] })
 }
 
@@ -48,7 +46,7 @@ fn marked(host: &Host, id: &Id) -> Vec<Process> {
 }
 
 /// A process that outlasts SIGKILL hangs in the kernel; waiting for it has a limit.
-fn named(error: std::io::Error) -> std::io::Error {
+fn errno_of(error: std::io::Error) -> std::io::Error {
     match error.kind() {
         std::io::ErrorKind::TimedOut => Errno::ETIMEDOUT.into(),
         _ => error,
