@@ -44,7 +44,10 @@ pub fn active(host: &Host, id: Id, options: Options) -> Result<Document, Error> 
     let mut sandbox = Sandbox::load(host, id, options)?;
     sandbox.expect(&["running"])?;
     sandbox.touch();
-    sandbox.save()?;
+    // Not worth a failure: on a full disk, say, a command may be what makes room.
+    if let Err(error) = sandbox.save() {
+        log::warn!("{}: its use is not recorded: {error}", sandbox.id);
+    }
     Ok(sandbox.document)
 }
 
