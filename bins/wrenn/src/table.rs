@@ -7,7 +7,11 @@ use crate::{copy, create, doctor, exec, gc, list, pause, resume, rm, shutdown, s
 const ID: Field = Field::need("id", Type::Id, "the sandbox");
 const DOCUMENT: &[Field] = &[
     Field::need("id", Type::Id, "the sandbox"),
-    Field::need("state", Type::String, "creating, running, pausing, paused, resuming, failed or stopped"),
+    Field::need(
+        "state",
+        Type::String,
+        "creating, running, pausing, paused, resuming, destroying, stopped or removed",
+    ),
     Field::may("spec", Type::Object, "what it was asked to be"),
     Field::may("cow", Type::Object, "its disk (docs/wrenn-cow.md)"),
     Field::may("net", Type::Object, "its network slot (docs/wrenn-net.md)"),
@@ -66,7 +70,7 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "spec.timeout_s",
                     Type::Integer,
-                    "idle seconds until it is paused on its own (default 0: never)",
+                    "idle seconds after which it may be paused; kept for whoever does (default 0: never)",
                 )
                 .flag("timeout"),
                 Field::may("spec.vmm", Type::String, "the VMM (default firecracker)").flag("vmm"),

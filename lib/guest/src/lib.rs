@@ -55,7 +55,11 @@ pub static TOOL: Tool = Tool {
             fields: &[
                 URL,
                 TOKEN,
-                Field::may("id", Type::Id, "becomes the guest's hostname and SANDBOX id"),
+                Field::may(
+                    "id",
+                    Type::Id,
+                    "becomes the guest's hostname, and WRENN_SANDBOX_ID of every command",
+                ),
                 Field::may("spec.env", Type::Environment, "environment of every command"),
                 Field::may("spec.user", Type::String, "user of commands that name none (default root)"),
                 Field::may("spec.workdir", Type::String, "directory of commands that name none"),
