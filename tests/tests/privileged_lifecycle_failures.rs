@@ -37,6 +37,7 @@ fn privileged_a_pause_that_finds_the_disk_full_gives_the_guest_back(outer: &Test
     assert_ne!(failed.status, Some(0), "there is no room for this pause");
     assert_eq!(host.wrenn(["get", "full"]).run().success().reply()["state"], "running");
     count = counter.counts_on(count);
+    drop(file);
     std::fs::remove_file(&filler).expect("removed");
 
     // Then a disk that is out of files at one step after the other: at the document, the directory, the VMM's state, its
