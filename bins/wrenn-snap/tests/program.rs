@@ -66,6 +66,21 @@ fn packed_unpacked_and_merged_memory_is_what_it_was() {
 }
 
 #[test]
+fn what_pack_leaves_in_a_document_is_merged() {
+    let bench = Bench::new();
+    bench.full("raw", &[1, 2, 3, 4]);
+    bench.done("pack raw=@raw dir=@one kind=full");
+    bench.diff("raw", 4, &[(2, 9)]);
+    let section = json!({"dir": bench.path("two"), "kind": "diff", "parent": bench.path("one"), "raw": bench.path("raw")});
+    let packed =
+        bench.program("pack").stdin(json!({"snapshot": section}).to_string()).run().success().reply();
+    let merged = bench.program("merge").stdin(packed.to_string()).run().success().reply();
+    assert_eq!(merged["snapshot"]["generation"], 0);
+    assert_ne!(merged["snapshot"]["build"], packed["snapshot"]["build"]);
+    assert_eq!(bench.memory("two"), [1, 2, 9, 4]);
+}
+
+#[test]
 fn a_diff_file_comes_along_as_a_link_and_is_stored_once() {
     let bench = Bench::new();
     bench.chain();

@@ -27,7 +27,10 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let fields = call.fields();
     let dir: PathBuf = fields.need("dir")?;
     let out: Option<PathBuf> = fields.find("out")?;
-    let build = fields.find::<pack::BuildId>("build")?.map(|build| build.0);
+    // In a sandbox's document the section's `build` is what `pack` has put there: the build to merge, not the new one.
+    let of_pack = call.document.get("snapshot.build");
+    let asked = fields.value("build").filter(|(_, value)| Some(*value) != of_pack);
+    let build = asked.map(|_| fields.need::<pack::BuildId>("build")).transpose()?.map(|build| build.0);
     let (header, blocks) = match &out {
         Some(out) => merge_into(&dir, out, build, call.undo)?,
         None => merge(&dir, build, call.undo)?,

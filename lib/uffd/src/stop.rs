@@ -12,7 +12,7 @@ use crate::socket;
 use crate::stats::has_none;
 
 /// How long a server may take to answer before it is killed.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long it may take to end once it has agreed, its guardian too.
 const ENDING: Duration = Duration::from_secs(10);
