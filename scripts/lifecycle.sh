@@ -13,7 +13,7 @@ vmm=${WRENN_VMM:-firecracker}
 work=$(mktemp -d /tmp/wrenn-life.XXXX)
 export WRENN_ROOT=$work/root WRENN_RUN=$work/run
 
-# --- The pipes (DESIGN.md §1). Each takes a sandbox's document on stdin and prints what became of it. ------------------
+# --- The pipes (README.md). Each takes a sandbox's document on stdin and prints what became of it. ------------------
 create()   { wrenn-cow create | wrenn-net create | wrenn-launch boot | wrenn-guest ready | wrenn-guest init; }
 wake()     { wrenn-net create | wrenn-uffd serve - detach:=true | wrenn-launch restore | wrenn-launch resume | wrenn-guest ready | wrenn-guest init; }
 resume()   { wrenn-cow restore | wake | wrenn-guest preload; }

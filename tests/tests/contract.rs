@@ -1,4 +1,4 @@
-//! The contract that every program keeps (DESIGN.md §2), held against all of them alike. Nothing here needs a
+//! The contract that every program keeps (docs/contract.md), held against all of them alike. Nothing here needs a
 //! privilege, and nothing touches the host: requests are refused, or pass through.
 
 use wrenn_tests::{Output, PROGRAMS, Program, Roots, Value, json};

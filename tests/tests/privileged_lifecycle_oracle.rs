@@ -82,7 +82,7 @@ fn privileged_every_page_of_every_generation_is_what_the_guest_had(host: &TestHo
     host.assert_clean();
 }
 
-/// A sandbox without the supervisor: its document, and the pipes of DESIGN.md §1 one program after the other.
+/// A sandbox without the supervisor: its document, and the pipes of the README, one program after the other.
 struct Life<'a> {
     host: &'a TestHost,
     document: Value,

@@ -1,4 +1,4 @@
-//! The thin supervisor: it keeps the documents, resolves names to paths, and runs the pipes of DESIGN.md §1 by calling the
+//! The thin supervisor: it keeps the documents, resolves names to paths, and runs the pipes of docs/wrenn.md by calling the
 //! other programs' verbs in process. See `wrenn --help` and docs/wrenn.md.
 #![forbid(unsafe_code)]
 

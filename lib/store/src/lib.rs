@@ -1,4 +1,4 @@
-//! What survives a reboot, by name: the documents of sandboxes, their pauses, and the templates (DESIGN.md §5).
+//! What survives a reboot, by name: the documents of sandboxes, their pauses, and the templates (docs/wrenn.md).
 #![forbid(unsafe_code)]
 
 mod error;

@@ -5,7 +5,7 @@ use std::io;
 
 use serde_json::{Map, Value};
 
-/// What class of failure it was. The same number in every tool (DESIGN.md §2).
+/// What class of failure it was. The same number in every tool (docs/contract.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A bug: please report.
