@@ -40,9 +40,12 @@ pub fn install(root: &Path) -> io::Result<()> {
     for (from, to) in FILES {
         let (cached, to) = (cache.join(to), root.join(to));
         if !cached.is_file() {
-            let beside = cached.with_extension(std::process::id().to_string());
-            copy(&source().join(from), &beside)?;
-            fs::rename(&beside, &cached)?;
+            let dir = cached.parent().unwrap_or(&cache);
+            fs::create_dir_all(dir)?;
+            // A name of its own: other tests may be making the same file, threads of this process among them.
+            let beside = tempfile::NamedTempFile::new_in(dir)?;
+            copy(&source().join(from), beside.path())?;
+            beside.persist(&cached).map_err(|error| error.error)?;
         }
         copy(&cached, &to)?;
     }
