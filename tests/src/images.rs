@@ -43,9 +43,11 @@ pub fn install(root: &Path) -> io::Result<()> {
             let dir = cached.parent().unwrap_or(&cache);
             fs::create_dir_all(dir)?;
             // A name of its own: other tests may be making the same file, threads of this process among them.
-            let beside = tempfile::NamedTempFile::new_in(dir)?;
-            copy(&source().join(from), beside.path())?;
-            beside.persist(&cached).map_err(|error| error.error)?;
+            // Whole or not at all: another test may be at it as well.
+            fs::create_dir_all(cached.parent().unwrap_or(&cache))?;
+            let beside = tempfile::NamedTempFile::new_in(&cache)?.into_temp_path();
+            copy(&source().join(from), &beside)?;
+            beside.persist(&cached).map_err(|failed| failed.error)?;
         }
         copy(&cached, &to)?;
     }
