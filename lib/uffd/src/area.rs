@@ -114,7 +114,7 @@ impl Area {
         let page_size = self.region.page_size;
         let wanted = (pages.end - pages.start) * page_size;
         if self.settled.has(pages.start) {
-            return Piece::Zeros(page_size);
+            return Piece::Zeros(wanted.min(limit.zeros.max(page_size)));
         }
         let offset = self.offset_of(pages.start);
         let extent = image.extent_at(offset);

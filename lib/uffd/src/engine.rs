@@ -12,13 +12,14 @@ use snap::{Content, Image, Removed};
 use sys::process::readable;
 use sys::uffd::{Event, Events, Filled, Uffd};
 
+use crate::ahead::Ahead;
 use crate::area::{Area, Fill, Limit, Scratch};
 use crate::bits::Bits;
 use crate::prefetch::{Plan, Target};
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
 
-/// A demand fault fills one page, whatever lies around it.
+/// A demand fault fills one page of the image, whatever lies around it.
 const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
 
 const ENOMEM: i32 = Errno::ENOMEM as i32;
@@ -37,6 +38,7 @@ pub struct Engine {
     areas: Vec<Area>,
     events: Events,
     faults: VecDeque<u64>,
+    ahead: Ahead,
     plan: Plan,
     recorder: Option<Recorder>,
     scratch: Scratch,
@@ -89,6 +91,7 @@ impl Engine {
             areas: regions.into_iter().map(Area::new).collect(),
             events: Events::new(),
             faults: VecDeque::new(),
+            ahead: Ahead::default(),
             plan: Plan::default(),
             recorder: None,
             scratch: Scratch::default(),
@@ -168,17 +171,35 @@ impl Engine {
             let Some((index, page)) = place else {
                 return Err(Error::Event { what: format!("faulted at {address:#x}, outside every region") });
             };
-            if !self.areas[index].settled.has(page)
-                && let Some(recorder) = &mut self.recorder
-            {
-                recorder.note(self.areas[index].offset_of(page), self.areas[index].region.page_size);
-            }
-            match self.fill(index, page..page + 1, ONE_PAGE)? {
+            let step = match self.areas[index].settled.has(page) {
+                true => self.refill(index, page)?,
+                false => {
+                    if let Some(recorder) = &mut self.recorder {
+                        let area = &self.areas[index];
+                        recorder.note(area.offset_of(page), area.region.page_size);
+                    }
+                    self.fill(index, page..page + 1, ONE_PAGE)?
+                }
+            };
+            match step {
                 Step::Done | Step::More => self.faults.pop_front(),
                 stopped => return Ok(stopped),
             };
         }
         Ok(Step::Done)
+    }
+
+    /// Fills a discarded page with zeros, and discarded ones that follow when somebody reads them in order. Those that are
+    /// there again stop the kernel, and stay as they are.
+    fn refill(&mut self, index: usize, page: u64) -> Result<Step, Error> {
+        let area = &self.areas[index];
+        let run = area.removed.next_outside(page).unwrap_or(area.region.pages());
+        let end = run.min(page + self.ahead.pages(index, page)).max(page + 1);
+        let limit = Limit { zeros: (end - page) * area.region.page_size, ..ONE_PAGE };
+        let before = self.counts.zeroed;
+        let step = self.fill(index, page..end, limit)?;
+        self.ahead.filled(index, page, (self.counts.zeroed - before).max(1));
+        Ok(step)
     }
 
     /// Loads the next pages of the plan, at most `data` bytes from the image. Call it only when no fault waits.

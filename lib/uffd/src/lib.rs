@@ -4,6 +4,7 @@
 //! guardian, the server's parent, which stops the VMM if the server dies. `wrenn-uffd` is the program of all three.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod area;
 mod bits;
 mod config;

@@ -97,6 +97,35 @@ fn a_page_written_discarded_and_asked_for_again_is_zero() {
 }
 
 #[test]
+fn discarded_memory_that_is_read_in_order_comes_back_in_few_faults_and_what_was_written_to_it_stays() {
+    let Some((memory, mut engine)) = served(1024) else { return };
+    load_all(&mut engine, 1 << 20);
+    let faults = thread::scope(|scope| {
+        let written = scope.spawn(|| {
+            memory.discard(0, 1000 * PAGE).unwrap();
+            // Out of order: each of these is one fault and one page.
+            [700, 90, 305, 307, 999].map(|index| memory.store(index * PAGE + 7, index as u8));
+        });
+        serve_while(&mut engine, written);
+        assert_eq!((engine.counts().faults, engine.counts().zeroed), (5, 5 + ZEROS_OF_1024));
+        let read = scope.spawn(|| (0..1024).map(|index| page(&memory, index)).collect::<Vec<_>>());
+        for (index, bytes) in serve_while(&mut engine, read).into_iter().enumerate() {
+            let mut expected = if index < 1000 { [0; PAGE] } else { content(index) };
+            if [700, 90, 305, 307, 999].contains(&index) {
+                expected[7] = index as u8;
+            }
+            assert!(bytes == expected, "page {index}");
+        }
+        engine.counts().faults
+    });
+    assert!(faults < 60, "{faults}");
+    assert_eq!(engine.counts().zeroed, 1000 + ZEROS_OF_1024, "every page once");
+}
+
+/// The holes among the 1024 pages of an image.
+const ZEROS_OF_1024: u64 = 205;
+
+#[test]
 fn a_discard_over_pages_that_were_and_were_not_there_leaves_their_neighbours() {
     let Some((memory, mut engine)) = served(64) else { return };
     thread::scope(|scope| {
