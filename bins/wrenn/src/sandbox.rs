@@ -1,7 +1,6 @@
 //! One sandbox under operation: its document, and the verbs of the tools that change it.
 
 use store::Sandboxes;
-use sys::process::Process;
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Tool};
 
 /// A sandbox whose operation lock the caller holds.
@@ -96,14 +95,7 @@ impl<'a> Sandbox<'a> {
 
     /// Whether the VMM that the document names still runs.
     pub fn vm_is_alive(&self) -> bool {
-        let process = || {
-            Some(Process {
-                pid: self.document.find("vm.pid").ok()??,
-                start_time: self.document.find("vm.start_time").ok()??,
-                boot_id: self.document.find("vm.boot_id").ok()??,
-            })
-        };
-        process().is_some_and(|process| process.is_alive())
+        self.document.process("vm").is_ok_and(|process| process.is_alive())
     }
 
     /// The sandbox was used just now.

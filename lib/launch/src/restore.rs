@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sys::process::Process;
 use wire::{Call, Document, Reply};
 
 use crate::driver::{Driver, Load, Memory};
@@ -73,11 +72,7 @@ impl Snapshot {
 
 /// The socket of the page server, which must be alive: a VMM waits for its pages for ever.
 fn page_server(document: &Document) -> Result<PathBuf, wire::Error> {
-    let server = Process {
-        pid: document.need("uffd.pid")?,
-        start_time: document.need("uffd.start_time")?,
-        boot_id: document.need("uffd.boot_id")?,
-    };
+    let server = document.process("uffd")?;
     let socket = document.need("uffd.socket")?;
     if !server.is_alive() {
         return Err(Error::NoPageServer { pid: server.pid }.into());

@@ -43,15 +43,10 @@ pub(crate) struct Vm {
 impl Vm {
     /// The VMM that the document names. Nothing is checked against the host.
     pub fn read(document: &Document) -> Result<Self, wire::Error> {
-        let fields = document.fields("vm");
         Ok(Self {
             driver: driver::of_vm(document)?,
-            process: Process {
-                pid: fields.need("pid")?,
-                start_time: fields.need("start_time")?,
-                boot_id: fields.need("boot_id")?,
-            },
-            api: fields.need("api")?,
+            process: document.process("vm")?,
+            api: document.fields("vm").need("api")?,
         })
     }
 

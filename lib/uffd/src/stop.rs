@@ -34,10 +34,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 
 /// The server that the section names.
 pub(crate) fn named(call: &Call) -> Result<Option<Process>, Error> {
-    let Some(pid) = call.document.find::<i32>("uffd.pid")? else { return Ok(None) };
-    let start_time = call.document.need("uffd.start_time")?;
-    let boot_id = call.document.need("uffd.boot_id")?;
-    Ok(Some(Process { pid, start_time, boot_id }))
+    call.document.get("uffd.pid").map(|_| call.document.process("uffd")).transpose()
 }
 
 /// Ends the server at these paths, if it is the one named, and removes its files.

@@ -1,6 +1,7 @@
 //! A sandbox's document: a JSON object of which each tool knows its own part.
 
 use serde_json::{Map, Value};
+use sys::process::Process;
 
 use crate::fields::Fields;
 use crate::{Error, FromField, Id};
@@ -90,6 +91,19 @@ impl Document {
         self.get(path).map(|value| crate::fields::typed(path, value)).transpose()
     }
 
+    /// The process that a tool's section names by `pid`, `start_time` and `boot_id`. Whether it lives is not looked at.
+    ///
+    /// # Errors
+    /// `invalid` naming the field when one is absent or of another type.
+    pub fn process(&self, section: &str) -> Result<Process, Error> {
+        let fields = self.fields(section);
+        Ok(Process {
+            pid: fields.need("pid")?,
+            start_time: fields.need("start_time")?,
+            boot_id: fields.need("boot_id")?,
+        })
+    }
+
     /// The sandbox's id, if the document has one.
     ///
     /// # Errors
@@ -164,6 +178,15 @@ mod tests {
             serde_json::to_string(&document.into_value()).unwrap(),
             r#"{"b":2,"c":3,"d":{"y":2,"z":3}}"#
         );
+    }
+
+    #[test]
+    fn a_process_is_named_by_three_fields_and_each_that_is_missing_is_named() {
+        let whole = document(r#"{"vm":{"pid":7,"start_time":5,"boot_id":"b"},"uffd":{"pid":8,"start_time":6}}"#);
+        let process = whole.process("vm").unwrap();
+        assert_eq!((process.pid, process.start_time, process.boot_id.as_str()), (7, 5, "b"));
+        assert!(whole.process("uffd").unwrap_err().message.contains("uffd.boot_id"));
+        assert!(whole.process("net").unwrap_err().message.contains("net.pid"));
     }
 
     #[test]
