@@ -1,8 +1,10 @@
 //! What `wrenn` refuses, and what it knows without a VM. No privilege is needed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
-use wrenn_tests::{Output, Roots, Value, json};
+use wrenn_tests::{Output, Roots, Value, json, program};
 
 fn wrenn(roots: &Roots, args: &[&str]) -> Output {
     roots.program("wrenn").args(args).run()
@@ -48,6 +50,8 @@ fn bad_requests_are_refused_by_name_and_leave_nothing() {
         (&["create", "--memory", "1"], 2, "spec.memory_mib"),
         (&["create", "--template", "team/warm", "--memory", "512"], 2, "256"),
         (&["create", "--template", "team/warm", "--vcpus", "1"], 2, "spec.vcpus"),
+        (&["create", "--template", "team/warm", "--vmm", "wrenn-vmm"], 2, "was taken with firecracker"),
+        (&["create", "--vmm", "qemu"], 5, "qemu"),
         (&["create", "spec.env:=[]"], 2, "spec.env"),
         (&["create", "kernel=/nonexistent"], 3, "/nonexistent"),
         (&["create", "--id", "idle"], 4, "idle"),
@@ -125,4 +129,38 @@ fn doctor_says_what_is_missing_and_the_remedy() {
     assert_eq!(check("page server")["ok"], true);
     assert_eq!(reply["ok"], false);
     assert!(checks.iter().all(|check| check["ok"] == true || check["remedy"].is_string()));
+}
+
+#[test]
+fn the_vmm_of_a_sandbox_that_asks_for_none_is_firecracker_if_there_is_one_and_else_our_own() {
+    let roots = root_with_templates();
+    let (beside, path) = (roots.dir().join("beside"), roots.dir().join("path"));
+    fs::create_dir_all(&beside).unwrap();
+    fs::create_dir_all(&path).unwrap();
+    fs::copy(program::path("wrenn"), beside.join("wrenn")).unwrap();
+    let found = |named: &str| {
+        let mut doctor = Command::new(beside.join("wrenn"));
+        doctor.arg("doctor").env("WRENN_ROOT", roots.root()).env("WRENN_RUN", roots.run());
+        let output = doctor.env("PATH", &path).env("WRENN_FIRECRACKER", named).output().unwrap();
+        let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = reply["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == "vmm").unwrap();
+        (check["ok"] == true, check["message"].as_str().unwrap().to_owned())
+    };
+    let (ok, message) = found("");
+    assert!(!ok && message.contains("firecracker") && message.contains("wrenn-vmm"), "{message}");
+    for (program, vmm) in [
+        (path.join("wrenn-vmm"), "wrenn-vmm"),
+        (beside.join("wrenn-vmm"), "wrenn-vmm"),
+        (path.join("firecracker"), "firecracker"),
+    ] {
+        fs::write(&program, "").unwrap();
+        assert_ne!(found("").1, format!("{vmm}: {}", program.display()), "it is no program yet");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(""), (true, format!("{vmm}: {}", program.display())));
+    }
+    let named = program::path("fake-vmm");
+    assert_eq!(found(named.to_str().unwrap()), (true, format!("firecracker: {}", named.display())));
+    let (ok, message) = found("/nonexistent/firecracker");
+    assert!(!ok && message.contains("WRENN_FIRECRACKER"), "a mistake is not passed over: {message}");
 }

@@ -57,10 +57,6 @@ fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template)
         }
         document.set(&path, value);
     }
-    if request.get("spec.vmm").is_none() {
-        let fixed = template.meta.as_ref().and_then(|meta| meta.get("vmm")).cloned();
-        document.set("spec.vmm", fixed.unwrap_or_else(|| "firecracker".into()));
-    }
     if request.get("spec.user").is_none() {
         document.set("spec.user", "root");
     }
@@ -72,8 +68,28 @@ fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template)
     } else {
         kernel(request, host, &mut document)?;
     }
+    document.set("spec.vmm", vmm(request, &template)?);
     document.set("created_at", wire::timestamp());
     Ok((document, template))
+}
+
+/// The VMM that is asked for or found. A snapshot is loaded by the one that took it and by no other.
+fn vmm(request: &Document, template: &Template) -> Result<String, Error> {
+    let asked: Option<String> = request.find("spec.vmm")?;
+    let fixed = match &template.meta {
+        None => None,
+        Some(meta) => meta.find("vmm")?.or_else(|| launch::vmm_of_snapshot(&template.dir).map(str::to_owned)),
+    };
+    let mut request = request.clone();
+    match (asked, fixed) {
+        (Some(asked), Some(fixed)) if asked != fixed => {
+            let why = format!("template {} was taken with {fixed}; {asked} cannot load it", template.name);
+            return Err(Error::field("spec.vmm", why));
+        }
+        (_, Some(fixed)) => request.set("spec.vmm", fixed),
+        (_, None) => {}
+    }
+    Ok(launch::choose(&request)?.name().to_owned())
 }
 
 /// What a snapshot template fixes.

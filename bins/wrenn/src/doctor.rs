@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use wire::{Call, Error, Host, Reply, Value, json};
+use wire::{Call, Document, Error, Host, Reply, Value, json};
 
 /// One check: what was looked at, what was found, what helps.
 struct Check {
@@ -55,7 +55,11 @@ fn checks(host: &Host) -> Vec<Check> {
         check("tun", device("/dev/net/tun"), "`modprobe tun`"),
         check("netns", exists("/proc/self/ns/net"), "a kernel with CONFIG_NET_NS"),
         check("nftables", nftables(), "`modprobe nf_tables`"),
-        check("vmm", vmm(), "put firecracker in PATH or name it in WRENN_FIRECRACKER"),
+        check(
+            "vmm",
+            vmm(),
+            "build wrenn-vmm beside this program, or name a firecracker in WRENN_FIRECRACKER",
+        ),
         check("page server", sibling("wrenn-uffd"), "install wrenn-uffd beside wrenn"),
         check("kernel", exists(host.root().join("kernels/vmlinux")), "docs/image.md says how to make one"),
         check("image", images(host), "docs/image.md says how to make one"),
@@ -95,14 +99,11 @@ fn nftables() -> Result<String, String> {
     made.map(|_| "netfilter's netlink opens".into()).map_err(|errno| format!("netfilter's netlink: {errno}"))
 }
 
+/// What a sandbox gets that asks for none.
 fn vmm() -> Result<String, String> {
-    let named = std::env::var_os("WRENN_FIRECRACKER").map(std::path::PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut candidates =
-        named.into_iter().chain(std::env::split_paths(&path).map(|dir| dir.join("firecracker")));
-    match candidates.find(|path| path.is_file()) {
-        Some(path) => Ok(path.display().to_string()),
-        None => Err("no firecracker in WRENN_FIRECRACKER or PATH".into()),
+    match launch::choose(&Document::new()) {
+        Ok(chosen) => Ok(format!("{}: {}", chosen.name(), chosen.program.display())),
+        Err(error) => Err(error.message),
     }
 }
 

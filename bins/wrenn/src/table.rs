@@ -73,7 +73,12 @@ pub static TOOL: Tool = Tool {
                     "idle seconds after which it may be paused; kept for whoever does (default 0: never)",
                 )
                 .flag("timeout"),
-                Field::may("spec.vmm", Type::String, "the VMM (default firecracker)").flag("vmm"),
+                Field::may(
+                    "spec.vmm",
+                    Type::String,
+                    "firecracker or wrenn-vmm (default: the first that is there; a snapshot template's is fixed)",
+                )
+                .flag("vmm"),
                 Field::may("spec.user", Type::String, "whom commands run as (default root)").flag("user"),
                 Field::may("spec.env", Type::Environment, "environment of every command").flag("env"),
                 Field::may("metadata", Type::Environment, "anything of the caller's").flag("metadata"),

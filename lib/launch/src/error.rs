@@ -21,14 +21,28 @@ pub enum Error {
         known: String,
     },
     /// The VMM's program is nowhere.
-    #[error("no {program}: it is not in PATH; set {variable} or vmm_path to its path ({hint})")]
+    #[error("there is no VMM: {absent}; vmm_path may name one")]
     NoVmm {
-        /// The program looked for.
-        program: &'static str,
-        /// The environment variable that may name it.
-        variable: &'static str,
-        /// Where it comes from.
-        hint: &'static str,
+        /// Which programs were looked for, where, and where they come from.
+        absent: String,
+    },
+    /// No VMM's state is in a snapshot's directory.
+    #[error("snapshot.dir: {} holds no VMM's state ({files})", dir.display())]
+    NoState {
+        /// The directory.
+        dir: PathBuf,
+        /// What the state would be called.
+        files: String,
+    },
+    /// A snapshot is of another VMM than the sandbox is to have.
+    #[error("snapshot.dir: {} is a snapshot of {vmm}, which {asked} (spec.vmm) cannot load", dir.display())]
+    OtherVmm {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        vmm: &'static str,
+        /// What is asked for.
+        asked: &'static str,
     },
     /// The program of the child half is nowhere.
     #[error("no wrenn-launch beside {beside} or in PATH: it is what starts a VMM")]
@@ -203,7 +217,9 @@ impl Fault for Error {
                 Kind::Unsupported
             }
             Self::File { source, .. } => source.as_ref().map_or(Kind::Invalid, Kind::of_io),
-            Self::NoNetns { .. } | Self::Gone { .. } | Self::NoPageServer { .. } => Kind::NotFound,
+            Self::NoNetns { .. } | Self::Gone { .. } | Self::NoPageServer { .. } | Self::NoState { .. } => {
+                Kind::NotFound
+            }
             Self::Exists { .. }
             | Self::Foreign { .. }
             | Self::State { .. }
@@ -213,7 +229,7 @@ impl Fault for Error {
             Self::Died { .. } | Self::Api { .. } | Self::Protocol { .. } => Kind::Peer,
             Self::Timeout { .. } | Self::Interrupted(_) => Kind::Timeout,
             Self::NoSpace { .. } => Kind::Exhausted,
-            Self::NoMemory { .. } => Kind::Invalid,
+            Self::NoMemory { .. } | Self::OtherVmm { .. } => Kind::Invalid,
         }
     }
 
@@ -221,6 +237,8 @@ impl Fault for Error {
         match self {
             Self::UnknownVmm { .. } => "launch.vmm",
             Self::NoVmm { .. } => "launch.vmm_absent",
+            Self::NoState { .. } => "launch.no_state",
+            Self::OtherVmm { .. } => "launch.other_vmm",
             Self::NoHelper { .. } => "launch.helper_absent",
             Self::NoKvm { .. } => "launch.kvm",
             Self::File { .. } => "launch.file",

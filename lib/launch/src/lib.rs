@@ -6,6 +6,7 @@ mod api;
 mod balloon;
 mod boot;
 pub mod child;
+mod choose;
 mod cmdline;
 mod driver;
 mod error;
@@ -25,6 +26,7 @@ mod stop;
 mod tool;
 mod wait;
 
+pub use choose::{Choice, choose, vmm_of_snapshot};
 pub use error::Error;
 pub use owner::find;
 pub use section::State;

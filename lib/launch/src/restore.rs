@@ -5,26 +5,26 @@ use std::path::{Path, PathBuf};
 
 use wire::{Call, Document, Reply};
 
+use crate::Error;
+use crate::choose::{Choice, for_snapshot};
 use crate::driver::{Driver, Load, Memory};
 use crate::handed::Handed;
 use crate::machine::{DISK, Net, disk};
 use crate::runfiles::Base;
 use crate::section::State;
 use crate::start::start;
-use crate::{Error, driver};
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let id = call.id()?;
-    let driver = driver::of_spec(call.document)?;
-    let snapshot = Snapshot::read(call.document, driver)?;
+    let snapshot = Snapshot::read(call.document)?;
     let shown = vec![(disk(call.document)?, DISK.to_owned())];
     let netns = Net::find(call.document)?.map(|net| net.netns);
 
-    let mut vmm = start(call.document, call.host, &id, driver, netns, shown, call.undo)?;
+    let mut vmm = start(call.host, &id, snapshot.choice, netns, shown, call.undo)?;
     let (dir, memory) = (Handed::dir(&snapshot.dir)?, Handed::dir(&snapshot.memory_dir)?);
     let memory_path = memory.file(&snapshot.memory_name);
     let load = Load {
-        state: dir.file(driver.state_file()),
+        state: dir.file(vmm.driver.state_file()),
         memory: if snapshot.served { Memory::Served(memory_path) } else { Memory::File(memory_path) },
     };
     vmm.with(|driver, api| driver.load(api, &load))?;
@@ -38,6 +38,8 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 struct Snapshot {
     /// Its directory's true path: generations are reached through links that move on.
     dir: PathBuf,
+    /// The VMM that it is of.
+    choice: Choice,
     /// Whether a page server has the memory; a file has it otherwise.
     served: bool,
     /// Directory and name of the server's socket, or of the memory file.
@@ -46,7 +48,7 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn read(document: &Document, driver: &dyn Driver) -> Result<Self, wire::Error> {
+    fn read(document: &Document) -> Result<Self, wire::Error> {
         let given: PathBuf = document.need("snapshot.dir")?;
         let missing = |path: &Path| {
             let path = path.to_owned();
@@ -58,15 +60,17 @@ impl Snapshot {
             }
         };
         let dir = given.canonicalize().map_err(missing(&given))?;
-        let state = dir.join(driver.state_file());
+        let choice = for_snapshot(document, &dir)?;
+        let state = dir.join(choice.driver.state_file());
         fs::File::open(&state).map_err(missing(&state))?;
         let lazy = document.find::<bool>("lazy")?.unwrap_or(true);
         let served = lazy && document.get("uffd").is_some();
-        let memory = if served { page_server(document)? } else { plain_memory(document, driver, &dir)? };
+        let memory =
+            if served { page_server(document)? } else { plain_memory(document, choice.driver, &dir)? };
         let (Some(memory_dir), Some(memory_name)) = (memory.parent(), memory.file_name()) else {
             return Err(wire::Error::field("uffd.socket", "must name a socket in a directory"));
         };
-        Ok(Self { dir, served, memory_dir: memory_dir.into(), memory_name: memory_name.into() })
+        Ok(Self { dir, choice, served, memory_dir: memory_dir.into(), memory_name: memory_name.into() })
     }
 }
 

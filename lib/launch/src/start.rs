@@ -13,9 +13,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sys::process::Process;
-use wire::{Document, Host, Id, Map, Undo, Value};
+use wire::{Host, Id, Map, Undo, Value};
 
 use crate::api::Api;
+use crate::choose::Choice;
 use crate::driver::{self, Driver};
 use crate::plan::Plan;
 use crate::runfiles::{Base, Console, RunFiles};
@@ -40,15 +41,14 @@ pub(crate) struct Started {
 
 /// Starts a VMM that sees `shown` in its working directory. Every step is on `undo`.
 pub(crate) fn start(
-    document: &Document,
     host: &Host,
     id: &Id,
-    driver: &'static dyn Driver,
+    choice: Choice,
     netns: Option<PathBuf>,
     mut shown: Vec<(PathBuf, String)>,
     undo: &mut Undo,
 ) -> Result<Started, wire::Error> {
-    let program = driver.program().find(document)?;
+    let Choice { driver, program } = choice;
     let helper = helper()?;
     check_kvm()?;
 
@@ -122,11 +122,7 @@ fn helper() -> Result<PathBuf, Error> {
     if me.file_name().is_some_and(|name| name.to_string_lossy().split(' ').next() == Some(NAME)) {
         return Ok("/proc/self/exe".into());
     }
-    let sibling = me.with_file_name(NAME);
-    if sibling.is_file() {
-        return Ok(sibling);
-    }
-    driver::in_path(NAME).ok_or_else(|| Error::NoHelper {
+    driver::beside(NAME).or_else(|| driver::in_path(NAME)).ok_or_else(|| Error::NoHelper {
         beside: me.parent().unwrap_or(Path::new("/")).display().to_string(),
     })
 }

@@ -8,9 +8,12 @@ const ID: Field = Field::need("id", Type::Id, "the sandbox");
 const VMM_PATH: Field = Field::may(
     "vmm_path",
     Type::Path,
-    "the VMM's program (default: WRENN_FIRECRACKER, then firecracker in PATH)",
+    "the VMM's program (default: firecracker by WRENN_FIRECRACKER or PATH, wrenn-vmm beside this program or in PATH)",
 );
-const VMM: Field = Field::may("spec.vmm", Type::OneOf(&["firecracker"]), "which VMM (default firecracker)");
+const NAMES: Type = Type::OneOf(&["firecracker", "wrenn-vmm"]);
+const VMM: Field = Field::may("spec.vmm", NAMES, "which VMM (default: the first of them that is there)");
+const VMM_OF: Field =
+    Field::may("spec.vmm", NAMES, "which VMM; must be the snapshot's (default: the snapshot's)");
 const DEVICE: Field = Field::may("cow.device", Type::Path, "the root disk (default: rootfs)");
 const ROOTFS: Field =
     Field::may("rootfs", Type::Path, "without cow.device: an image, used directly and written to");
@@ -26,7 +29,7 @@ const OF_VM: &[Field] = &[ID, PID, START, BOOT_ID, API];
 const STATE: Field = Field::need("vm.state", Type::OneOf(&["running", "paused", "gone"]), "what the VM does");
 
 const STARTED: &[Field] = &[
-    Field::need("vm.vmm", Type::String, "firecracker"),
+    Field::need("vm.vmm", NAMES, "which VMM it is"),
     Field::need("vm.version", Type::String, "its version"),
     PID,
     START,
@@ -52,7 +55,7 @@ pub static TOOL: Tool = Tool {
                 VMM_PATH,
                 Field::may("spec.vcpus", Type::Integer, "1 to 32 (default 1)"),
                 Field::may("spec.memory_mib", Type::Integer, "guest memory, MiB (default 512)"),
-                Field::need("kernel", Type::Path, "an ELF vmlinux"),
+                Field::need("kernel", Type::Path, "an ELF vmlinux; for wrenn-vmm a bzImage too"),
                 Field::may("initrd", Type::Path, "an initramfs (default none)"),
                 Field::may(
                     "cmdline",
@@ -74,7 +77,7 @@ pub static TOOL: Tool = Tool {
         Verb {
             fields: &[
                 ID,
-                VMM,
+                VMM_OF,
                 VMM_PATH,
                 Field::need("snapshot.dir", Type::Path, "the snapshot"),
                 Field::may(

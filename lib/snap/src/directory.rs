@@ -110,8 +110,9 @@ pub fn regular_length(file: &File, path: &Path) -> Result<u64, Error> {
 pub const RANGES: &str = "memory-ranges";
 
 /// Names of a VMM's state and of a disk, beside the memory.
-const STATE: [&str; 8] = [
+const STATE: [&str; 9] = [
     "snapfile",
+    "wrenn-vmm.state",
     "state.json",
     "config.json",
     RANGES,
@@ -156,12 +157,14 @@ pub fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Whose state lies among these files.
-pub fn vmm(names: &[String]) -> Option<&'static str> {
-    let has = |wanted: &str| names.iter().any(|name| name == wanted);
-    match (has("snapfile"), has("state.json") && has("config.json")) {
-        (true, _) => Some("firecracker"),
-        (false, true) => Some("cloud-hypervisor"),
-        (false, false) => None,
-    }
+/// The files of each VMM's state. No VMM can load another's.
+const VMMS: [(&str, &[&str]); 3] = [
+    ("firecracker", &["snapfile"]),
+    ("wrenn-vmm", &["wrenn-vmm.state"]),
+    ("cloud-hypervisor", &["state.json", "config.json"]),
+];
+
+/// Whose state lies among these files, and its names.
+pub fn vmm(names: &[String]) -> Option<(&'static str, &'static [&'static str])> {
+    VMMS.into_iter().find(|(_, state)| state.iter().all(|file| names.iter().any(|name| name == file)))
 }

@@ -35,7 +35,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// There is no VMM's state where a paused VM should be.
-    #[error("{} has no VMM's state: neither snapfile nor state.json and config.json", dir.display())]
+    #[error("{} has no VMM's state: neither snapfile nor wrenn-vmm.state nor state.json and config.json", dir.display())]
     NoState {
         /// The directory.
         dir: PathBuf,

@@ -31,7 +31,7 @@ pub const VERB: Verb = Verb {
         Field::may(
             "vmm",
             Type::String,
-            "whose state lies beside the memory: firecracker or cloud-hypervisor",
+            "whose state lies beside the memory: firecracker, wrenn-vmm or cloud-hypervisor",
         ),
         Field::need("files", Type::Strings, "everything in the directory"),
     ],
@@ -52,7 +52,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     call.answer("records", header.records.len());
     call.answer("blocks", blocks(&header).to_json());
     call.answer("diffs", diffs(&dir, &header)?);
-    if let Some(vmm) = directory::vmm(&files) {
+    if let Some((vmm, _)) = directory::vmm(&files) {
         call.answer("vmm", vmm);
     }
     call.answer("files", files);

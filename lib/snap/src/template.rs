@@ -84,9 +84,7 @@ struct Made {
 impl Snapshot {
     fn open(dir: &Path) -> Result<Self, Error> {
         let names = directory::names(dir)?;
-        let vmm = directory::vmm(&names).ok_or_else(|| Error::NoState { dir: dir.to_owned() })?;
-        let state: &[&str] =
-            if vmm == "firecracker" { &["snapfile"] } else { &["state.json", "config.json"] };
+        let (vmm, state) = directory::vmm(&names).ok_or_else(|| Error::NoState { dir: dir.to_owned() })?;
         let has_own_memory = names.iter().any(|name| name == directory::RANGES);
         let size = match directory::read_header(dir) {
             Ok(header) => Some(header.size),

@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn a_process_is_named_by_three_fields_and_each_that_is_missing_is_named() {
-        let whole = document(r#"{"vm":{"pid":7,"start_time":5,"boot_id":"b"},"uffd":{"pid":8,"start_time":6}}"#);
+        let whole =
+            document(r#"{"vm":{"pid":7,"start_time":5,"boot_id":"b"},"uffd":{"pid":8,"start_time":6}}"#);
         let process = whole.process("vm").unwrap();
         assert_eq!((process.pid, process.start_time, process.boot_id.as_str()), (7, 5, "b"));
         assert!(whole.process("uffd").unwrap_err().message.contains("uffd.boot_id"));

@@ -34,6 +34,9 @@ fn without_dev_kvm_a_boot_says_what_is_missing() {
 fn bad_requests_are_refused_before_anything_is_touched() {
     let Some(bench) = Bench::new("bad_requests_are_refused_before_anything_is_touched") else { return };
     let not_a_program = bench.file("disk");
+    let snapshot = bench.file("of-wrenn-vmm");
+    std::fs::create_dir(&snapshot).unwrap();
+    std::fs::write(snapshot.join("wrenn-vmm.state"), "").unwrap();
     let vm = json!({"pid": 1, "start_time": 1, "boot_id": "x", "api": "/x"});
     let table = [
         ("boot", json!({"id": null}), 2, "wire.field", "id"),
@@ -59,7 +62,14 @@ fn bad_requests_are_refused_before_anything_is_touched() {
         ("boot", json!({"vmm_path": not_a_program}), 2, "launch.file", "is not a program"),
         ("restore", json!({}), 2, "wire.field", "snapshot.dir"),
         ("restore", json!({"snapshot": {"dir": "/nonexistent/gen"}}), 3, "launch.file", "/nonexistent/gen"),
-        ("restore", json!({"snapshot": {"dir": "/tmp"}}), 3, "launch.file", "snapfile"),
+        ("restore", json!({"snapshot": {"dir": "/dev"}}), 3, "launch.no_state", "snapfile"),
+        (
+            "restore",
+            json!({"snapshot": {"dir": snapshot}, "spec": {"vmm": "firecracker"}}),
+            2,
+            "launch.other_vmm",
+            "is a snapshot of wrenn-vmm",
+        ),
         ("pause", json!({}), 2, "wire.field", "pid"),
         ("pause", json!({"vm": {"pid": "one"}}), 2, "wire.field", "vm.pid"),
         ("pause", json!({"vm": vm}), 3, "launch.gone", "sb-1"),
@@ -94,10 +104,10 @@ fn bad_requests_are_refused_before_anything_is_touched() {
     }
     let _ = bench.launch("fly").run().status_is(2);
     let _ = bench.launch("boot").args(["what"]).run().status_is(2);
-    // No VMM anywhere.
+    // A VMM that is nowhere is not replaced by one that is there.
     let output = bench
         .launch("boot")
-        .args(["-"])
+        .args(["-", "spec.vmm=firecracker"])
         .env("WRENN_FIRECRACKER", "")
         .env("PATH", "/nonexistent")
         .stdin(bench.request().to_string())

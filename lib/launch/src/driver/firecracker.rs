@@ -1,4 +1,4 @@
-//! Firecracker 1.16, and whatever speaks its API.
+//! Firecracker 1.16, and what speaks its API: our own wrenn-vmm.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use wire::{Id, Value, json};
 
-use super::{Driver, Dump, Load, Memory, Program};
+use super::{Driver, Dump, Load, Memory, Place, Program};
 use crate::Error;
 use crate::api::{Api, Request};
 use crate::machine::Machine;
@@ -29,19 +29,37 @@ const STATISTICS_S: u64 = 5;
 const CONSOLE_BURST: u64 = 1 << 20;
 const CONSOLE_AN_HOUR: u64 = 64 << 10;
 
-pub(crate) struct Firecracker;
+/// A VMM of this API. All that differs is its program, and the name of a state that only it can load.
+pub(crate) struct Firecracker {
+    program: Program,
+    state_file: &'static str,
+}
+
+pub(crate) static FIRECRACKER: Firecracker = Firecracker {
+    program: Program {
+        name: "firecracker",
+        place: Place::Variable("WRENN_FIRECRACKER"),
+        hint: "releases: https://github.com/firecracker-microvm/firecracker/releases",
+    },
+    state_file: "snapfile",
+};
+
+pub(crate) static WRENN_VMM: Firecracker = Firecracker {
+    program: Program {
+        name: "wrenn-vmm",
+        place: Place::Beside,
+        hint: "`cargo build --workspace --bins` makes it",
+    },
+    state_file: "wrenn-vmm.state",
+};
 
 impl Driver for Firecracker {
     fn name(&self) -> &'static str {
-        "firecracker"
+        self.program.name
     }
 
-    fn program(&self) -> &'static Program {
-        &Program {
-            name: "firecracker",
-            variable: "WRENN_FIRECRACKER",
-            hint: "releases: https://github.com/firecracker-microvm/firecracker/releases",
-        }
+    fn program(&self) -> &Program {
+        &self.program
     }
 
     fn arguments(&self, id: &Id, socket: &Path) -> Vec<String> {
@@ -165,7 +183,7 @@ impl Driver for Firecracker {
     }
 
     fn state_file(&self) -> &'static str {
-        "snapfile"
+        self.state_file
     }
 
     fn memory_file(&self) -> &'static str {

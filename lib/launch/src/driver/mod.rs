@@ -1,6 +1,7 @@
 //! What differs from one VMM to the next: its program, and the words of its API.
 
 mod firecracker;
+mod program;
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +12,14 @@ use crate::api::Api;
 use crate::machine::Machine;
 use crate::section::State;
 
+pub(crate) use program::{Place, Program, beside, in_path};
+
 /// A VMM that can be started and spoken to. Every method but the last two speaks to a running one.
 pub(crate) trait Driver: Sync {
     /// What the VMM is called in `spec.vmm` and `vm.vmm`.
     fn name(&self) -> &'static str;
     /// How its program is found.
-    fn program(&self) -> &'static Program;
+    fn program(&self) -> &Program;
     /// Its command line: the API socket at `socket`, nothing configured yet.
     fn arguments(&self, id: &Id, socket: &Path) -> Vec<String>;
 
@@ -67,66 +70,22 @@ pub(crate) struct Dump {
     pub diff: bool,
 }
 
-/// How a VMM's program is found: the request's `vmm_path`, the environment variable, PATH.
-pub(crate) struct Program {
-    pub name: &'static str,
-    pub variable: &'static str,
-    /// Where it comes from.
-    pub hint: &'static str,
-}
+/// Every VMM there is a driver for, in the order in which they are preferred.
+pub(crate) static ALL: &[&dyn Driver] = &[&firecracker::FIRECRACKER, &firecracker::WRENN_VMM];
 
-static ALL: &[&dyn Driver] = &[&firecracker::Firecracker];
-
-/// The VMM that a sandbox is to have: `spec.vmm`, Firecracker where it says nothing.
-pub(crate) fn of_spec(document: &Document) -> Result<&'static dyn Driver, wire::Error> {
+/// The VMM that a sandbox is to have: `spec.vmm`; `None` where that says nothing.
+pub(crate) fn of_spec(document: &Document) -> Result<Option<&'static dyn Driver>, wire::Error> {
     named("spec.vmm", document)
 }
 
-/// The VMM that a sandbox has: `vm.vmm`.
+/// The VMM that a sandbox has: `vm.vmm`. (A section made by hand, without it, is Firecracker's.)
 pub(crate) fn of_vm(document: &Document) -> Result<&'static dyn Driver, wire::Error> {
-    named("vm.vmm", document)
+    Ok(named("vm.vmm", document)?.unwrap_or(ALL[0]))
 }
 
-fn named(field: &'static str, document: &Document) -> Result<&'static dyn Driver, wire::Error> {
-    let name = document.find::<String>(field)?.unwrap_or_else(|| ALL[0].name().into());
-    ALL.iter().find(|driver| driver.name() == name).copied().ok_or_else(|| {
-        let known: Vec<_> = ALL.iter().map(|driver| driver.name()).collect();
-        Error::UnknownVmm { field, name, known: known.join(", ") }.into()
-    })
-}
-
-impl Program {
-    /// The program's file.
-    pub fn find(&self, document: &Document) -> Result<PathBuf, wire::Error> {
-        if let Some(path) = document.find::<PathBuf>("vmm_path")? {
-            return executable("vmm_path", path).map_err(Into::into);
-        }
-        if let Some(path) = std::env::var_os(self.variable).filter(|path| !path.is_empty()) {
-            let path = std::path::absolute(&path).unwrap_or(path.into());
-            return executable(self.variable, path).map_err(Into::into);
-        }
-        let Self { name, variable, hint } = *self;
-        in_path(name).ok_or_else(|| Error::NoVmm { program: name, variable, hint }.into())
-    }
-}
-
-fn executable(field: &'static str, path: PathBuf) -> Result<PathBuf, Error> {
-    let wrong = |what, source| Error::File { field, path: path.clone(), what, source };
-    let metadata = path.metadata().map_err(|error| wrong("cannot be used", Some(error)))?;
-    match is_executable(&metadata) {
-        true => Ok(path),
-        false => Err(wrong("is not a program", None)),
-    }
-}
-
-fn is_executable(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
-}
-
-/// A program in PATH.
-pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_absolute() && path.metadata().is_ok_and(|m| is_executable(&m)))
+fn named(field: &'static str, document: &Document) -> Result<Option<&'static dyn Driver>, wire::Error> {
+    let Some(name) = document.find::<String>(field)? else { return Ok(None) };
+    let found = ALL.iter().find(|driver| driver.name() == name).copied();
+    let known = || ALL.iter().map(|driver| driver.name()).collect::<Vec<_>>().join(", ");
+    Ok(Some(found.ok_or_else(|| Error::UnknownVmm { field, name, known: known() })?))
 }
