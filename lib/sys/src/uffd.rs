@@ -124,6 +124,19 @@ impl Uffd {
         self.0.register(address as *mut _, length).map(drop).map_err(io_error)
     }
 
+    /// Registers a range of this process's own memory for missing pages, as [`Self::register`] does. The range is whole
+    /// pages of one mapping.
+    ///
+    /// # Safety
+    /// From here on whoever holds a copy of this userfaultfd says what the pages that are missing hold. So nothing may
+    /// refer to the range but accesses that expect it to change (volatile or atomic ones, system calls, a guest).
+    ///
+    /// # Errors
+    /// What `UFFDIO_REGISTER` said.
+    pub unsafe fn register_range(&self, address: u64, length: u64) -> io::Result<()> {
+        self.0.register(address as *mut _, length as usize).map(drop).map_err(io_error)
+    }
+
     /// Reads events until there are no more, and hands each to `each`, page faults ahead of older events.
     ///
     /// # Errors
