@@ -30,6 +30,18 @@ impl Tun {
     /// `InvalidInput` for a name that is empty or longer than 15 bytes; otherwise what TUNSETIFF said: EPERM without
     /// CAP_NET_ADMIN, EBUSY when somebody else is attached.
     pub fn attach(self, name: &str) -> io::Result<Tap> {
+        self.attach_as(name, libc::IFF_TAP | libc::IFF_NO_PI)
+    }
+
+    /// The same, with a `virtio_net_hdr` before each frame, both ways.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_with_header(self, name: &str) -> io::Result<Tap> {
+        self.attach_as(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
+    }
+
+    fn attach_as(self, name: &str, flags: libc::c_int) -> io::Result<Tap> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.contains(&0) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -39,7 +51,7 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
             *to = *from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: a tun descriptor and a pointer to an ifreq that lives through the call, as TUNSETIFF wants.
         Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
         Ok(Tap(self.0))
@@ -59,6 +71,30 @@ impl Tap {
     pub fn persist(&self) -> io::Result<()> {
         // SAFETY: TUNSETPERSIST takes a tun descriptor and an integer.
         Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })?;
+        Ok(())
+    }
+
+    /// Sets how long the header before each frame is, bytes.
+    ///
+    /// # Errors
+    /// What TUNSETVNETHDRSZ said.
+    pub fn set_header_size(&self, bytes: libc::c_int) -> io::Result<()> {
+        // SAFETY: TUNSETVNETHDRSZ takes a tun descriptor and a pointer to an int, which lives through the call.
+        Errno::result(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const bytes)
+        })?;
+        Ok(())
+    }
+
+    /// Sets what the reader takes unfinished (`TUN_F_…` of linux/if_tun.h): checksums, and frames yet to be segmented.
+    ///
+    /// # Errors
+    /// What TUNSETOFFLOAD said: EINVAL for what the kernel does not know.
+    pub fn set_offloads(&self, flags: libc::c_uint) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes a tun descriptor and an integer.
+        Errno::result(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags))
+        })?;
         Ok(())
     }
 
