@@ -1,8 +1,12 @@
 //! What a machine is made of, in the words of Firecracker's API. It is kept in the snapshot too.
 
+mod check;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use check::{Error, check_arguments};
 
 /// `PUT /machine-config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,7 +117,7 @@ pub struct Balloon {
 pub struct Entropy {}
 
 /// All of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Config {
     /// CPUs and memory.
     pub machine: MachineConfig,

@@ -1,8 +1,15 @@
 //! wrenn-vmm: a small VMM that speaks Firecracker's API, for development, CI and trusted guests.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod api;
+pub mod args;
 pub mod bus;
 pub mod config;
+pub mod console;
 pub mod layout;
+pub mod logger;
 pub mod memory;
+pub mod metrics;
+pub mod output;
+pub mod snapshot;
 pub mod virtio;
