@@ -22,6 +22,8 @@ use crate::{Program, Roots, Value, images, json, kernel, skip};
 pub struct TestHost {
     /// The VMM of this run.
     pub vmm: Vmm,
+    /// How many vCPUs its sandboxes have.
+    pub vcpus: u32,
     roots: Roots,
     slots: Mutex<BTreeSet<u64>>,
     started: Instant,
@@ -29,17 +31,17 @@ pub struct TestHost {
 }
 
 impl TestHost {
-    /// Runs a test on a host with this VMM, or says why not. Afterwards the host must be as it was before; when the
+    /// Runs a test on a host with this VMM and so many vCPUs, or says why not. Afterwards the host must be as it was before; when the
     /// test panics, everything of it is removed.
     ///
     /// # Panics
     /// When the test does, or leaves something behind.
-    pub fn run(vmm: Vmm, name: &str, test: fn(&TestHost)) {
+    pub fn run(vmm: Vmm, vcpus: u32, name: &str, test: fn(&TestHost)) {
         if let Err(reason) = usable(vmm) {
             skip::report(name, &reason);
             return;
         }
-        let host = Self::new(vmm);
+        let host = Self::new(vmm, vcpus);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(&host))) {
             host.tell();
             host.sweep();
@@ -51,12 +53,12 @@ impl TestHost {
         host.step(&format!("{name} done"));
     }
 
-    fn new(vmm: Vmm) -> Self {
-        Self::with(vmm, Roots::new(), None)
+    fn new(vmm: Vmm, vcpus: u32) -> Self {
+        Self::with(vmm, vcpus, Roots::new(), None)
     }
 
-    fn with(vmm: Vmm, roots: Roots, disk: Option<PathBuf>) -> Self {
-        let host = Self { vmm, roots, slots: Mutex::default(), started: Instant::now(), disk };
+    fn with(vmm: Vmm, vcpus: u32, roots: Roots, disk: Option<PathBuf>) -> Self {
+        let host = Self { vmm, vcpus, roots, slots: Mutex::default(), started: Instant::now(), disk };
         images::install(&host.root()).expect("the images under the test's root");
         host
     }
@@ -64,7 +66,7 @@ impl TestHost {
     /// Another host beside this one, with roots of its own.
     #[must_use]
     pub fn another(&self) -> Self {
-        Self::new(self.vmm)
+        Self::new(self.vmm, self.vcpus)
     }
 
     /// Another host whose `WRENN_ROOT` is a disk of its own of this size, in memory, that can be filled.
@@ -78,7 +80,7 @@ impl TestHost {
         std::fs::create_dir(&disk).expect("a directory to mount on");
         let size = format!("size={bytes}");
         mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).expect("a disk");
-        Self::with(self.vmm, roots, Some(disk))
+        Self::with(self.vmm, self.vcpus, roots, Some(disk))
     }
 
     /// From here on only this many more files can be made on this host's own disk.
@@ -126,12 +128,20 @@ impl TestHost {
         self.program("wrenn").args(args)
     }
 
-    /// Boots a sandbox from `minimal`: 1 vcpu, 256 MiB.
+    /// Boots a sandbox from `minimal`: 256 MiB of memory.
     ///
     /// # Panics
     /// When that fails.
     pub fn create(&self, id: &str) -> Sandbox<'_> {
-        self.create_from(id, "minimal", &["--memory", "256", "--vcpus", "1", "--disk", "512"])
+        self.boot(id, &["--memory", "256", "--disk", "512"])
+    }
+
+    /// Boots a sandbox from `minimal`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn boot(&self, id: &str, more: &[&str]) -> Sandbox<'_> {
+        self.create_from(id, "minimal", &[&["--vcpus", &self.vcpus.to_string()], more].concat())
     }
 
     /// Boots or launches a sandbox from this template.

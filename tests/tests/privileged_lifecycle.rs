@@ -9,7 +9,7 @@ use wrenn_tests::host::TestHost;
 use wrenn_tests::sandbox::Sandbox;
 use wrenn_tests::{Value, json, kernel};
 
-wrenn_tests::on_every_vmm![
+wrenn_tests::on_every_vmm_and_2_vcpus![
     privileged_commands_run_with_output_status_environment_and_user,
     privileged_a_paused_sandbox_is_only_files_and_comes_back_exact,
     privileged_a_second_pause_stores_what_changed_and_zeroed_memory_stays_zero,
@@ -21,9 +21,8 @@ wrenn_tests::on_every_vmm![
 const MIB: u64 = 1 << 20;
 
 fn privileged_commands_run_with_output_status_environment_and_user(host: &TestHost) {
-    let more =
-        ["--memory", "256", "--vcpus", "1", "--env", "GREETING=hello  you", "--metadata", "owner=test"];
-    let sandbox = host.create_from("commands", "minimal", &more);
+    let more = ["--memory", "256", "--env", "GREETING=hello  you", "--metadata", "owner=test"];
+    let sandbox = host.boot("commands", &more);
     let run = |args: &[&str]| host.wrenn(["exec", "commands"]).args(args).run();
 
     host.step("output, and the two streams apart");
@@ -60,7 +59,7 @@ fn privileged_commands_run_with_output_status_environment_and_user(host: &TestHo
     let out = host.roots().dir().join("out");
     host.wrenn(["cp", "commands:/root/in", out.to_str().expect("text")]).run().success();
     assert!(std::fs::read(out).expect("a copy") == bytes);
-    assert_eq!(sandbox.sh("nproc; hostname"), "1\ncommands");
+    assert_eq!(sandbox.sh("nproc; hostname"), format!("{}\ncommands", host.vcpus));
     let kib: u64 = sandbox.sh("grep MemTotal /proc/meminfo | tr -dc 0-9").parse().expect("KiB");
     assert!((200 * 1024..=256 * 1024).contains(&kib), "{kib} KiB of memory");
     assert_eq!(sandbox.document()["metadata"], json!({"owner": "test"}));

@@ -9,7 +9,7 @@ wrenn_tests::on_every_vmm![privileged_a_pause_that_finds_the_disk_full_gives_the
 
 fn privileged_a_pause_that_finds_the_disk_full_gives_the_guest_back(outer: &TestHost) {
     let host = outer.on_a_disk_of(2 << 30);
-    let sandbox = host.create_from("full", "minimal", &["--memory", "128", "--vcpus", "1", "--disk", "256"]);
+    let sandbox = host.boot("full", &["--memory", "128", "--disk", "256"]);
     sandbox.mount_memory();
     sandbox.fill("/mem/random", 16);
     let counter = sandbox.start_counting();

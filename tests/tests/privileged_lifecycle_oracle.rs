@@ -8,7 +8,7 @@ use wrenn_tests::host::TestHost;
 use wrenn_tests::memory::{self, GuestMemory};
 use wrenn_tests::{Value, json};
 
-wrenn_tests::on_every_vmm![privileged_every_page_of_every_generation_is_what_the_guest_had];
+wrenn_tests::on_every_vmm_and_2_vcpus![privileged_every_page_of_every_generation_is_what_the_guest_had];
 
 const MEMORY_MIB: usize = 160;
 
@@ -132,7 +132,8 @@ impl<'a> Life<'a> {
     fn new(host: &'a TestHost, id: &str, rootfs: &Path) -> Self {
         let dir = host.root().join("sandboxes").join(id);
         std::fs::create_dir_all(&dir).expect("the sandbox's directory");
-        let spec = json!({"vcpus": 1, "memory_mib": MEMORY_MIB, "disk_mib": 256, "vmm": host.vmm.name()});
+        let spec =
+            json!({"vcpus": host.vcpus, "memory_mib": MEMORY_MIB, "disk_mib": 256, "vmm": host.vmm.name()});
         Self { host, document: json!({"id": id, "spec": spec, "rootfs": rootfs}), dir, generation: 0 }
     }
 

@@ -7,10 +7,10 @@ use wrenn_tests::Value;
 use wrenn_tests::host::TestHost;
 use wrenn_tests::sandbox::Sandbox;
 
-wrenn_tests::on_every_vmm![privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else];
+wrenn_tests::on_every_vmm_and_2_vcpus![privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else];
 
 fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &TestHost) {
-    let source = host.create_from("source", "minimal", &["--memory", "192", "--vcpus", "1", "--disk", "512"]);
+    let source = host.boot("source", &["--memory", "192", "--disk", "512"]);
     source.mount_memory();
     let memory = source.fill("/mem/random", 16);
     let disk = source.fill("/random", 16);
