@@ -22,8 +22,20 @@ pub const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller, kept for its reset line.
 pub const I8042_PORT: Range<u64> = 0x60..0x65;
 
+/// The registers that put the machine to sleep (offset 0) and reset it (offset 1): the FADT names them.
+pub const POWER_PORT: Range<u64> = 0x600..0x602;
+
+/// The I/O APIC's registers.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// The local APICs' registers.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Three pages that KVM needs on Intel hosts without unrestricted guests.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+
 /// Where a kernel is loaded: 1 MiB.
 pub const KERNEL: u64 = 1 << 20;
+/// The boot descriptor table.
+pub const GDT: u64 = 0x500;
 /// The page of boot parameters ("zero page").
 pub const BOOT_PARAMS: u64 = 0x7000;
 /// The boot stack pointer.

@@ -3,11 +3,15 @@
 
 pub mod api;
 pub mod args;
+pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod console;
+pub mod kvm;
 pub mod layout;
+pub mod legacy;
 pub mod logger;
+pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod output;
