@@ -102,11 +102,6 @@ impl Ram {
         Arc::new(discard::Discarder::new(&self.memory, matches!(self.backing, Backing::Own(..))))
     }
 
-    /// The connection to the page server, if there is one: readable once that has hung up.
-    pub fn page_server(&self) -> Option<&std::os::unix::net::UnixStream> {
-        self.server().map(PageServer::socket)
-    }
-
     /// Notices the page server hanging up, for as long as the value lives. `None` where there is no page server.
     ///
     /// # Errors

@@ -90,10 +90,6 @@ pub(super) struct PageServer {
 }
 
 impl PageServer {
-    pub fn socket(&self) -> &UnixStream {
-        &self.socket
-    }
-
     /// See [`super::Ram::watch`].
     pub fn watch(&self, memory: &GuestMemory) -> Result<Watch, Error> {
         let (end, stop) = io::pipe().map_err(Error::Watch)?;
