@@ -259,6 +259,35 @@ fn a_server_that_does_not_answer_is_killed_by_stop() {
 }
 
 #[test]
+fn a_server_that_leaves_while_it_is_asked_to_end_is_no_trouble() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&[]);
+    let server = server_of(&document);
+    signal(server.pid, Signal::SIGSTOP);
+    let path = bench.run("uffd.ctl");
+    let path = path.to_str().unwrap();
+    let connections = || {
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        sockets.lines().filter(|line| line.ends_with(path)).count()
+    };
+    let listening = connections();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = std::time::Instant::now();
+            while connections() == listening && start.elapsed() < LIMIT {
+                std::thread::yield_now();
+            }
+            signal(server.pid, Signal::SIGKILL);
+        });
+        let stopped = bench.on("stop", &document, &[]);
+        assert_eq!(stopped.log(), "");
+        stopped.success();
+    });
+    assert!(!server.is_alive());
+    assert!(!bench.run("uffd.ctl").exists());
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let bench = Bench::new(64);
     let document = bench.detached(&[]);

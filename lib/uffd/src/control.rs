@@ -139,18 +139,26 @@ impl Client {
         }
     }
 
-    /// Asks, and waits for the answer at most `limit`. The inner error is the server's own.
+    /// Asks, and waits for the answer at most `limit`. The inner error is the server's own. A server that leaves
+    /// meanwhile, because its VMM did, is `NotRunning`.
     pub fn ask(
         &self,
         control: &Path,
         request: Request,
         limit: Duration,
     ) -> Result<Result<Value, wire::Error>, Error> {
-        let silent = |_| Error::NoAnswer { control: control.to_owned(), seconds: limit.as_secs() };
+        let silent = |error: io::Error| match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+                Error::NotRunning { control: control.to_owned() }
+            }
+            _ => Error::NoAnswer { control: control.to_owned(), seconds: limit.as_secs() },
+        };
         self.stream.set_read_timeout(Some(limit)).map_err(silent)?;
         (&self.stream).write_all(format!("{}\n", request.to_json()).as_bytes()).map_err(silent)?;
         let mut line = String::new();
-        BufReader::new(&self.stream).read_line(&mut line).map_err(silent)?;
+        if BufReader::new(&self.stream).read_line(&mut line).map_err(silent)? == 0 {
+            return Err(silent(io::ErrorKind::UnexpectedEof.into()));
+        }
         let strange = || Error::Protocol { what: line.trim().to_owned() };
         let answer: Value = serde_json::from_str(&line).map_err(|_| strange())?;
         match (answer.get("ok"), answer.get("error")) {

@@ -70,6 +70,8 @@ pub(crate) fn end(paths: &Paths, process: Option<&Process>, force: bool) -> Resu
                 ended(&guardian)?;
             }
         }
+        // It was leaving already: its VMM is gone.
+        Err(Failure::NotRunning { .. }) => ended(&client.server)?,
         Err(silent) => {
             log::warn!("{}; killing it", Error::from(silent));
             kill(&client.server)?;

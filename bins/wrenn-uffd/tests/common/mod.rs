@@ -130,6 +130,11 @@ impl Drop for Bench {
 pub struct Reply(Output);
 
 impl Reply {
+    /// What went to stderr.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+
     pub fn status(&self) -> i32 {
         self.0.status.code().unwrap_or_else(|| panic!("{}", self.0.status))
     }
