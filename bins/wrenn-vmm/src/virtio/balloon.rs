@@ -209,13 +209,13 @@ impl Device for Inflatable {
     }
 
     fn save(&self) -> Own {
-        Own::Balloon(BalloonState {
+        Own::Balloon(Box::new(BalloonState {
             target: self.shared.target.load(Ordering::SeqCst),
             actual: self.shared.actual.load(Ordering::SeqCst),
             interval_s: self.shared.interval_s.load(Ordering::SeqCst),
             report: self.report,
             tags: *self.shared.tags(),
-        })
+        }))
     }
 
     fn restore(&mut self, own: &Own) -> Result<(), String> {

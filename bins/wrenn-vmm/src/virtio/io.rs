@@ -108,13 +108,21 @@ impl IoThread {
     /// # Errors
     /// When it does not come within 30 s; it goes on then.
     pub fn park(&self) -> Result<(), Error> {
+        self.park_within(PARK)
+    }
+
+    /// The same, with another limit.
+    ///
+    /// # Errors
+    /// When it does not come in time; it goes on then.
+    pub fn park_within(&self, limit: Duration) -> Result<(), Error> {
         self.gate.yielding.store(true, Ordering::SeqCst);
         self.wake();
-        if self.gate.wait(PARK, |at| *at == At::Parked) {
+        if self.gate.wait(limit, |at| *at == At::Parked) {
             return Ok(());
         }
         self.unpark();
-        Err(Error::Busy(PARK))
+        Err(Error::Busy(limit))
     }
 
     /// Lets the thread go on.

@@ -32,7 +32,7 @@ pub enum Own {
     /// Nothing.
     None,
     /// A balloon's.
-    Balloon(BalloonState),
+    Balloon(Box<BalloonState>),
 }
 
 /// A queue: what the driver set, and how far the device is.

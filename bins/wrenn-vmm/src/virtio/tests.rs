@@ -1,1 +1,10 @@
-//! Driver side.
+//! The devices as a driver sees them: registers on the bus, rings in guest memory, interrupts on eventfds.
+
+mod balloon;
+mod block;
+mod driver;
+mod hostile;
+mod net;
+mod park;
+mod rng;
+mod transport;
