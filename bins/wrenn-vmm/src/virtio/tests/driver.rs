@@ -335,14 +335,18 @@ impl Driver<'_> {
         done
     }
 
-    /// Waits for an interrupt, acknowledges it and says what it was for.
+    /// Waits for an interrupt, acknowledges it and says what it was for. One without a reason is none: it may come
+    /// when the io thread goes on.
     pub fn interrupted(&self, limit: Duration) -> Option<u32> {
-        wait_readable(self.interrupt.as_fd_(), limit).then(|| {
+        while wait_readable(self.interrupt.as_fd_(), limit) {
             self.interrupt.read().unwrap();
             let status = self.get(VIRTIO_MMIO_INTERRUPT_STATUS);
             self.set(VIRTIO_MMIO_INTERRUPT_ACK, status);
-            status
-        })
+            if status != 0 {
+                return Some(status);
+            }
+        }
+        None
     }
 
     /// Takes what interrupts there are: one may come after the driver has seen its reason.

@@ -24,18 +24,20 @@ fn interface(tap: &str, mac: Option<&str>) -> NetworkInterface {
     NetworkInterface { iface_id: "eth0".into(), host_dev_name: tap.into(), guest_mac: mac.map(Into::into) }
 }
 
-/// Runs `test` in a network namespace of its own, where there is a tap that is up.
+/// Runs `test` in a network namespace of its own, where there is a tap.
 fn with_tap(test: impl FnOnce() + Send) {
     netns::on_own_thread(|| {
         netns::unshare_net().expect("as root");
         Tun::open().unwrap().attach(TAP).unwrap().persist().unwrap();
         // Else the kernel sends frames of its own, to find routers.
-        std::fs::write(format!("/proc/self/net/../../sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1").ok();
-        bring_up();
+        let ipv6 = format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6");
+        std::fs::write(ipv6, "1").unwrap_or_else(|error| eprintln!("IPv6 stays: {error}"));
         test();
     });
 }
 
+/// The tap passes frames on when this returns: it has a carrier already. In the other order it would get its queue from
+/// a work queue of the kernel, some time later.
 fn bring_up() {
     let socket = packet_socket();
     // SAFETY: ifreq is made of integers and arrays and unions of them: all zeros is a value of it.
@@ -100,6 +102,7 @@ fn receive(mut wire: &File) -> Vec<u8> {
 
 fn host() -> Host {
     let net = Net::open(&interface(TAP, Some("02:fc:00:00:00:05"))).unwrap();
+    bring_up();
     Host::new(Devices { nets: vec![net], ..Devices::default() })
 }
 
@@ -111,7 +114,8 @@ fn header(buffers: u16) -> Vec<u8> {
 #[test]
 fn as_root_frames_go_both_ways_byte_for_byte() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         assert_eq!(driver.config(0, 6), [0x02, 0xfc, 0, 0, 0, 5]);
@@ -148,7 +152,8 @@ fn as_root_frames_go_both_ways_byte_for_byte() {
 #[test]
 fn as_root_a_frame_comes_in_as_many_buffers_as_it_needs_and_waits_for_them() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         let frame = frame(1, 1514);
@@ -171,7 +176,8 @@ fn as_root_a_frame_comes_in_as_many_buffers_as_it_needs_and_waits_for_them() {
 #[test]
 fn as_root_many_frames_arrive_in_order_whatever_the_buffers() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         // 64 buffers of 1000 bytes, offered again as they come back.
@@ -217,7 +223,8 @@ fn as_root_many_frames_arrive_in_order_whatever_the_buffers() {
 #[test]
 fn as_root_frames_without_buffers_wait_in_the_tap_and_cost_no_time() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(!MERGEABLE);
         let before = io_thread_ticks();
@@ -249,7 +256,8 @@ fn io_thread_ticks() -> u64 {
 #[test]
 fn as_root_while_parked_frames_wait_in_the_tap() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         driver.ask_after(RX, 1);
@@ -269,7 +277,8 @@ fn as_root_while_parked_frames_wait_in_the_tap() {
 #[test]
 fn as_root_a_frame_too_large_is_lost_and_the_next_one_arrives() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(!MERGEABLE);
         driver.ask_after(RX, 1);
@@ -286,7 +295,8 @@ fn as_root_a_frame_too_large_is_lost_and_the_next_one_arrives() {
 #[test]
 fn as_root_what_is_no_frame_is_lost_and_the_next_one_leaves() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         // A header that asks for a checksum beyond the frame.
@@ -303,7 +313,8 @@ fn as_root_what_is_no_frame_is_lost_and_the_next_one_leaves() {
 #[test]
 fn as_root_a_segmented_frame_leaves_whole_when_the_host_takes_it_so() {
     with_tap(|| {
-        let (host, wire) = (host(), wire());
+        let host = host();
+        let wire = wire();
         let mut driver = host.driver(0);
         driver.start(u64::MAX);
         let wanted = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO4;
