@@ -1,12 +1,14 @@
 //! A host of the test's own: its two roots with the images in them, and a clean end.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
@@ -41,6 +43,7 @@ impl TestHost {
             skip::report(name, &reason);
             return;
         }
+        let _turn = turn(name);
         let host = Self::new(vmm, vcpus);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(&host))) {
             host.tell();
@@ -270,6 +273,15 @@ impl Drop for TestHost {
             let _ = umount2(disk, MntFlags::MNT_DETACH);
         }
     }
+}
+
+/// Holds off the same test on another VMM: its sandboxes have the same ids, and an id is taken host-wide.
+fn turn(name: &str) -> Flock<File> {
+    let test = name.rsplit("::").next().unwrap_or(name);
+    let file =
+        File::create(std::env::temp_dir().join(format!("wrenn-tests-{test}.lock"))).expect("a lock's file");
+    Flock::lock(file, FlockArg::LockExclusive)
+        .unwrap_or_else(|(_, errno)| panic!("the lock of {test}: {errno}"))
 }
 
 fn tail(path: &Path) {

@@ -4,10 +4,12 @@
 //! - [`host`]: roots of the test's own with sandboxes on them, and a clean end; [`vmm`]: on every VMM there is.
 //! - [`sandbox`]: one sandbox, as the supervisor's user sees it.
 //! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
+//! - [`dump`]: a dump as it is being written, to interrupt it.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
 //! - [`skip`]: a test that cannot run here says so.
 #![forbid(unsafe_code)]
 
+pub mod dump;
 pub mod host;
 pub mod images;
 pub mod kernel;

@@ -1,0 +1,84 @@
+//! Many pauses of one sandbox: memory that changes in each comes back exact from all of them. In the lab:
+//! docs/lifecycle.md.
+
+use std::path::Path;
+
+use wrenn_tests::host::TestHost;
+use wrenn_tests::memory::{self, GuestMemory};
+use wrenn_tests::sandbox::Sandbox;
+
+wrenn_tests::on_every_vmm_and_2_vcpus![privileged_thirty_generations_keep_every_checksum];
+
+const GENERATIONS: u32 = 30;
+const MEMORY_MIB: usize = 128;
+
+/// The oracle, which takes its time, looks at every so manieth.
+const ORACLE: u32 = 6;
+
+fn privileged_thirty_generations_keep_every_checksum(host: &TestHost) {
+    let sandbox = host.boot("many", &["--memory", &MEMORY_MIB.to_string(), "--disk", "256"]);
+    sandbox.sh("mkdir -p /mem; mount -t tmpfs -o size=60m none /mem
+                dd if=/dev/urandom of=/mem/a bs=1M count=16 status=none
+                dd if=/dev/urandom of=/random bs=1M count=4 conv=fsync status=none");
+    let counter = sandbox.start_counting();
+    let mut kinds = Vec::new();
+    for generation in 1..=GENERATIONS {
+        let sums = change(&sandbox, generation);
+        let count = counter.now();
+        // The VM is frozen before the supervisor freezes it: what is read now is what it will dump.
+        let frozen = (generation % ORACLE == 0).then(|| freeze(host, &sandbox));
+        let paused = sandbox.pause();
+        if let Some(guest) = frozen {
+            unpacks_to(host, &paused["snapshot"]["dir"], &guest);
+        }
+        kinds.push(paused["snapshot"]["kind"].as_str().expect("a kind").to_owned());
+        sandbox.resume();
+        assert_eq!(look(&sandbox), sums, "generation {generation}");
+        counter.counts_on(count);
+        host.step(&format!("generation {generation}: exact"));
+    }
+    assert_eq!(
+        kinds.iter().filter(|kind| *kind == "full").count(),
+        1,
+        "one full, the others diffs: {kinds:?}"
+    );
+}
+
+/// Overwrites and zeroes memory, and some of the disk, in places that are others each time. Gives the checksums.
+fn change(sandbox: &Sandbox, generation: u32) -> String {
+    let at = |step: u32, places: u32| generation * step % places;
+    sandbox.sh(&format!(
+        "dd if=/dev/urandom of=/mem/a bs=100k seek={} count=7 conv=notrunc status=none
+         dd if=/dev/zero of=/mem/a bs=100k seek={} count=5 conv=notrunc status=none
+         dd if=/dev/urandom of=/mem/{} bs=1k count=90 status=none
+         dd if=/dev/urandom of=/random bs=64k seek={} count=3 conv=notrunc,fsync status=none",
+        at(17, 150),
+        at(11, 150),
+        at(1, 4),
+        at(5, 60),
+    ));
+    look(sandbox)
+}
+
+/// Checksums of all that [`change`] changes, the disk's past the guest's memory.
+fn look(sandbox: &Sandbox) -> String {
+    sandbox.sh("cd /mem; for file in a [0-9]; do md5sum $file; done
+                dd if=/random bs=1M iflag=direct status=none | md5sum")
+}
+
+/// Freezes the VM and reads its memory.
+fn freeze(host: &TestHost, sandbox: &Sandbox) -> Vec<Vec<u8>> {
+    let document = sandbox.document();
+    let frozen =
+        host.program("wrenn-launch").args(["pause", "-"]).stdin(document.to_string()).run().success();
+    assert_eq!(frozen.reply()["vm"]["state"], "paused");
+    GuestMemory::of(document["vm"]["pid"].as_i64().expect("vm.pid") as i32, MEMORY_MIB << 20).read()
+}
+
+/// Finds a pause to hold this memory.
+fn unpacks_to(host: &TestHost, dir: &wrenn_tests::Value, memory: &[Vec<u8>]) {
+    let (dir, raw) = (dir.as_str().expect("snapshot.dir"), host.root().join("unpacked"));
+    let fields = [format!("dir={dir}"), format!("raw={}", raw.display())];
+    host.program("wrenn-snap").args([&["unpack".to_owned()], &fields[..]].concat()).run().success();
+    memory::find(dir, memory, Path::new(&raw));
+}
