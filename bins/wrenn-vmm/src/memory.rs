@@ -8,6 +8,7 @@ mod page_server;
 mod page_set;
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,6 +48,8 @@ pub struct Ram {
     changed: PageSet,
     /// Written between the last dump and the one before.
     last: PageSet,
+    /// Discarded at some time. Such a page that is missing is zero; any other that is missing is the page server's.
+    discarded: Arc<AtomicBitmap>,
 }
 
 /// What is behind the memory.
@@ -88,8 +91,10 @@ impl Ram {
     }
 
     fn new(memory: GuestMemory, bytes: u64, backing: Backing) -> Self {
-        let pages = bytes / PAGE;
-        Self { memory, bytes, backing, changed: PageSet::empty(pages), last: PageSet::empty(pages) }
+        let none = PageSet::empty(bytes / PAGE);
+        let page = NonZeroUsize::new(PAGE as usize).expect("a page is not empty");
+        let discarded = Arc::new(AtomicBitmap::new(bytes as usize, page));
+        Self { memory, bytes, backing, changed: none.clone(), last: none, discarded }
     }
 
     /// The memory as devices see it.
@@ -99,7 +104,8 @@ impl Ram {
 
     /// Takes memory back from the guest.
     pub fn discard(&self) -> Arc<dyn Discard> {
-        Arc::new(discard::Discarder::new(&self.memory, matches!(self.backing, Backing::Own(..))))
+        let own = matches!(self.backing, Backing::Own(..));
+        Arc::new(discard::Discarder::new(&self.memory, own, self.discarded.clone()))
     }
 
     /// Notices the page server hanging up, for as long as the value lives. `None` where there is no page server.

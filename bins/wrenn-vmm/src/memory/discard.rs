@@ -3,22 +3,25 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
-use vm_memory::bitmap::Bitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::{Discard, GuestMemory, PAGE};
+use super::{Discard, GuestMemory, PAGE, map};
 
 pub(super) struct Discarder {
     memory: GuestMemory,
     /// The memory is a shared file of our own; a private view of another file otherwise.
     own: bool,
+    /// Of the image: what was ever discarded.
+    discarded: Arc<AtomicBitmap>,
 }
 
 impl Discarder {
-    pub fn new(memory: &GuestMemory, own: bool) -> Self {
-        Self { memory: memory.clone(), own }
+    pub fn new(memory: &GuestMemory, own: bool, discarded: Arc<AtomicBitmap>) -> Self {
+        Self { memory: memory.clone(), own, discarded }
     }
 }
 
@@ -35,6 +38,7 @@ impl Discard for Discarder {
         }
         // Marked first: should the kernel stop half-way, what is gone has been marked.
         region.bitmap().mark_dirty(offset as usize, length.get());
+        self.discarded.mark_dirty(map::offset(GuestAddress(address)) as usize, length.get());
         let start = region.get_host_address(MemoryRegionAddress(offset)).map_err(io::Error::other)?;
         let start = NonNull::new(start).ok_or(io::ErrorKind::InvalidInput)?;
         if self.own {

@@ -64,11 +64,7 @@ impl Ram {
         for run in self.changed.union(&self.last).runs(PIECE / PAGE) {
             let range = run.start * PAGE..run.end * PAGE;
             let piece = &mut buffer[..(range.end - range.start) as usize];
-            match &self.backing {
-                // Past the page server: what was written is there, what is not there was discarded and is zero.
-                Backing::Own(file, _) => file.read_exact_at(piece, range.start)?,
-                Backing::File => self.read(piece, range.start)?,
-            }
+            self.read(piece, range.start)?;
             target.write(piece, range.start)?;
         }
         Ok(())
@@ -87,14 +83,47 @@ impl Ram {
                 }
                 target.zero(end..self.bytes)
             }
-            // Reading through the mapping brings what is missing.
             Backing::Own(_, Some(_)) | Backing::File => {
                 target.write_dense(0..self.bytes, |piece, at| self.read(piece, at))
             }
         }
     }
 
+    /// What memory holds. Pages that only the page server has are fetched; those that were discarded stay missing, and
+    /// are zeros.
     fn read(&self, piece: &mut [u8], offset: u64) -> io::Result<()> {
+        let Backing::Own(file, server) = &self.backing else { return self.read_mapping(piece, offset) };
+        // Looked for first: what comes in later is fetched once more.
+        let holes = match server {
+            Some(_) => self.missing(file, offset..offset + piece.len() as u64)?,
+            None => Vec::new(),
+        };
+        file.read_exact_at(piece, offset)?;
+        holes.into_iter().try_for_each(|hole| {
+            let part = (hole.start - offset) as usize..(hole.end - offset) as usize;
+            self.read_mapping(&mut piece[part], hole.start)
+        })
+    }
+
+    /// The pages in this range of the image that are missing and were not discarded.
+    fn missing(&self, file: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let mut missing: Vec<Range<u64>> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let data = sys::sparse::next_data(file, at)?.unwrap_or(range.end..range.end);
+            let hole = (at..data.start.min(range.end)).step_by(PAGE as usize);
+            for page in hole.filter(|page| !self.discarded.is_addr_set(*page as usize)) {
+                match missing.last_mut() {
+                    Some(run) if run.end == page => run.end += PAGE,
+                    _ => missing.push(page..page + PAGE),
+                }
+            }
+            at = data.end;
+        }
+        Ok(missing)
+    }
+
+    fn read_mapping(&self, piece: &mut [u8], offset: u64) -> io::Result<()> {
         self.memory.read_slice(piece, map::address(offset)).map_err(io::Error::other)
     }
 }

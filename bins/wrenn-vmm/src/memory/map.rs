@@ -56,8 +56,14 @@ fn map(file: File, bytes: u64, flags: i32) -> Result<GuestMemory, Error> {
     GuestMemory::from_regions(regions).map_err(|error| Error::Map { bytes, why: error.to_string() })
 }
 
+const HOLE: u64 = layout::HOLE.end - layout::HOLE.start;
+
 /// The guest-physical address of an offset in the image.
 pub(super) fn address(offset: u64) -> GuestAddress {
-    let past_hole = if offset < layout::HOLE.start { 0 } else { layout::HOLE.end - layout::HOLE.start };
-    GuestAddress(offset + past_hole)
+    GuestAddress(if offset < layout::HOLE.start { offset } else { offset + HOLE })
+}
+
+/// The offset in the image of a guest-physical address that is memory.
+pub(super) fn offset(address: GuestAddress) -> u64 {
+    if address.0 < layout::HOLE.end { address.0 } else { address.0 - HOLE }
 }

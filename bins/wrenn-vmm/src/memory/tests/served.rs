@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use std::os::fd::AsFd;
 use sys::uffd::{Event, Events, Filled, Uffd};
+use vm_memory::bitmap::Bitmap;
 
 /// What a server does once it has the handshake.
 #[derive(Clone, Copy, PartialEq)]
@@ -141,6 +142,28 @@ fn a_full_fetches_what_was_never_touched_and_a_diff_does_not() {
     assert!(applied == expected);
     ram.dump(Kind::Full, &path).unwrap();
     assert!(std::fs::read(&path).unwrap() == expected);
+    drop(ram);
+    server.end();
+}
+
+#[test]
+fn a_page_that_counts_as_written_and_never_came_is_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memory");
+    let Some(server) = Server::start(image(), Manner::Serves) else { return };
+    let mut ram = Ram::served(MIB, server.path()).unwrap();
+    // As a disk leaves it that failed before it wrote: marked, not touched.
+    ram.memory().iter().for_each(|region| region.bitmap().mark_dirty(20 << 12, 40 << 12));
+    ram.memory().write_slice(&[7], GuestAddress(30 * PAGE)).unwrap();
+    ram.discard().discard(40 * PAGE, 2 * PAGE).unwrap();
+    ram.note_written(Some(&pages(&[], MIB)));
+    assert_eq!(ram.dump(Kind::Diff, &path).unwrap().bytes, 40 * PAGE);
+    let mut expected = image();
+    expected[30 * 4096] = 7;
+    expected[40 * 4096..42 * 4096].fill(0);
+    let mut applied = image();
+    apply(&path, &mut applied);
+    assert!(applied == expected);
     drop(ram);
     server.end();
 }
