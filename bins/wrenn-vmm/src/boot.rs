@@ -58,6 +58,10 @@ pub enum Error {
     Write(&'static str),
 }
 
+/// All of the BIOS: `mov al, 0xfe; out 0x64, al; hlt`, a reset by the keyboard controller. Where ACPI is hardware-reduced,
+/// a Linux without `reboot=k` looks for EFI first, then jumps here.
+const BIOS: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+
 /// Where an initramfs is.
 #[derive(Debug, Clone, Copy)]
 struct Initrd {
@@ -75,6 +79,7 @@ pub fn load(config: &Config, memory: &GuestMemory, devices: &[Slot]) -> Result<K
     let kernel = kernel::load(&boot.kernel_image_path, memory)?;
     let initrd = boot.initrd_path.as_deref().map(|path| load_initrd(path, memory, &kernel)).transpose()?;
     cmdline::write(memory, &line)?;
+    write(memory, layout::BIOS_ENTRY, &BIOS, "a BIOS")?;
     acpi::write(memory, config.machine.vcpu_count, devices)?;
     params::write(memory, &kernel, initrd, line.len())?;
     Ok(kernel)

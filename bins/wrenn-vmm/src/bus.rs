@@ -12,10 +12,13 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+/// A device that vCPUs share.
+type Shared = Arc<Mutex<dyn BusDevice>>;
+
 /// Ranges and who is behind them. Made before the vCPUs run, not changed after.
 #[derive(Default, Clone)]
 pub struct Bus {
-    devices: Vec<(Range<u64>, Arc<Mutex<dyn BusDevice>>)>,
+    devices: Vec<(Range<u64>, Shared)>,
 }
 
 impl Bus {
@@ -23,7 +26,7 @@ impl Bus {
     ///
     /// # Panics
     /// When the range overlaps one that is taken: the layout is ours.
-    pub fn insert(&mut self, range: Range<u64>, device: Arc<Mutex<dyn BusDevice>>) {
+    pub fn insert(&mut self, range: Range<u64>, device: Shared) {
         let free = self.devices.iter().all(|(taken, _)| taken.end <= range.start || range.end <= taken.start);
         assert!(free, "{range:#x?} overlaps another device");
         self.devices.push((range, device));
@@ -44,7 +47,7 @@ impl Bus {
         }
     }
 
-    fn find(&self, address: u64) -> Option<(u64, &Arc<Mutex<dyn BusDevice>>)> {
+    fn find(&self, address: u64) -> Option<(u64, &Shared)> {
         let (range, device) = self.devices.iter().find(|(range, _)| range.contains(&address))?;
         Some((address - range.start, device))
     }

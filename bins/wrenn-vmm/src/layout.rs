@@ -22,8 +22,8 @@ pub const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller, kept for its reset line.
 pub const I8042_PORT: Range<u64> = 0x60..0x65;
 
-/// The registers that put the machine to sleep (offset 0) and reset it (offset 1): the FADT names them.
-pub const POWER_PORT: Range<u64> = 0x600..0x602;
+/// The register that turns the machine off: the FADT names it.
+pub const POWER_PORT: Range<u64> = 0x600..0x601;
 
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -50,6 +50,9 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const EBDA: u64 = 0x9fc00;
 /// The ACPI root pointer, where a kernel looks for it; the tables follow.
 pub const RSDP: u64 = 0xe0000;
+
+/// Where a processor after a reset looks for its BIOS (F000:FFF0).
+pub const BIOS_ENTRY: u64 = 0xf_fff0;
 
 /// Base addresses and sizes, in bytes, of the regions that `size` bytes of RAM make. In a memory file they follow one
 /// another without a gap.

@@ -141,7 +141,7 @@ fn privileged_a_guest_lives_through_three_restores_and_powers_off() {
 #[test]
 fn privileged_two_vcpus_live_through_three_restores_and_reset() {
     needs_a_guest!("privileged_two_vcpus_live_through_three_restores_and_reset");
-    let (console, exit) = lives_on(2, "", "busybox reboot -f"); // by the FADT's reset register
+    let (console, exit) = lives_on(2, "", "busybox reboot -f"); // by the BIOS
     assert_eq!((console.lines("cpus"), exit), (vec!["2".into()], Exit::Reset));
 }
 

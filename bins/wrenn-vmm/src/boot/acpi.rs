@@ -52,20 +52,17 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// No legacy hardware; sleeping and resetting by a register each.
+/// No legacy hardware; a register to turn it off.
 fn fadt(dsdt: u64) -> fadt::FADT {
-    let register = |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
+    let register = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, layout::POWER_PORT.start);
     let mut fadt = FADTBuilder::new(OEM, TABLE, 1)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::PwrButton)
-        .flag(Flags::SlpButton)
-        .flag(Flags::ResetRegSup);
+        .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_FLAGS.into();
-    fadt.sleep_control_reg = register(layout::POWER_PORT.start);
-    fadt.sleep_status_reg = register(layout::POWER_PORT.start);
-    fadt.reset_reg = register(layout::POWER_PORT.start + 1);
-    fadt.reset_value = power::RESET;
+    fadt.sleep_control_reg = register;
+    fadt.sleep_status_reg = register;
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(TABLE).into();
     fadt.finalize()
 }

@@ -15,6 +15,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, block_signal, clear_signal};
 use super::exits::{self, Buses, Stop};
 use super::{Error, Vcpu, VcpuState};
 use crate::machine::Ending;
+use crate::seccomp;
 
 /// What a vCPU's thread is told. It answers on the sender that comes along: an answer that comes too late is nobody's.
 enum Order {
@@ -38,17 +39,17 @@ pub struct Asked<T> {
 }
 
 impl Thread {
-    /// Starts the thread.
+    /// Starts the thread, under its seccomp filter.
     ///
     /// # Errors
-    /// When it could not start.
+    /// When it could not start, or not enter the filter.
     pub fn start(vcpu: Vcpu, buses: Arc<Buses>, ending: Arc<Ending>) -> Result<Self, Error> {
         let index = vcpu.index;
         let failed = |source| Error::Thread { index, source };
         let (orders, received) = channel();
         let (started, ready) = channel();
         let body = move || {
-            let ready = kicks_end_only_runs(&vcpu.fd);
+            let ready = kicks_end_only_runs(&vcpu.fd).and_then(|()| seccomp::enter(seccomp::Thread::Vcpu));
             let is_ready = ready.is_ok();
             // The receiver waits for it.
             let _ = started.send(ready);
@@ -57,7 +58,7 @@ impl Thread {
             }
         };
         let thread = Builder::new().name(format!("vcpu {index}")).spawn(body).map_err(failed)?;
-        ready.recv().map_err(io::Error::other).flatten().map_err(failed)?;
+        ready.recv().map_err(io::Error::other).and_then(|ready| ready).map_err(failed)?;
         Ok(Self { index, orders: Some(orders), thread: Some(thread) })
     }
 

@@ -80,7 +80,7 @@ impl Write for Console {
 /// An initramfs whose init is this script. `busybox` is all there is.
 pub fn initrd(script: &str) -> tempfile::NamedTempFile {
     let mut archive = Vec::new();
-    let head = "#!/bin/busybox sh\nbusybox mkdir /proc /dev\nbusybox mount -t proc proc /proc\n\
+    let head = "#!/bin/busybox sh\nbusybox mkdir -p /proc /dev\nbusybox mount -t proc proc /proc\n\
                 busybox mount -t devtmpfs dev /dev\nexec </dev/console >/dev/console 2>&1\n";
     entry(&mut archive, "bin", 0o40755, b"");
     entry(&mut archive, "bin/busybox", 0o100_755, &std::fs::read("/bin/busybox").unwrap());
@@ -137,7 +137,9 @@ pub fn wait_for_end(machine: &Machine, console: &Console) -> Exit {
         }
         assert!(Instant::now() < deadline, "it does not end:\n{}", console.text());
         // SAFETY: the event is the machine's, which is borrowed.
-        let event = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(machine.exit_event())) };
+        let event = unsafe {
+            std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(machine.exit_event()))
+        };
         sys::process::readable(&event, deadline.saturating_duration_since(Instant::now())).unwrap();
     }
 }
