@@ -108,7 +108,8 @@ impl Ram {
         Arc::new(discard::Discarder::new(&self.memory, own, self.discarded.clone()))
     }
 
-    /// Notices the page server hanging up, for as long as the value lives. `None` where there is no page server.
+    /// Notices a page server that leaves without having taken the memory, for as long as the value lives. `None` where
+    /// there is no page server.
     ///
     /// # Errors
     /// That there is no thread to be had.

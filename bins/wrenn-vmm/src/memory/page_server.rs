@@ -105,10 +105,14 @@ impl PageServer {
                     PollFd::new(end.as_fd(), PollFlags::POLLIN),
                 ];
                 match poll(&mut fds, PollTimeout::NONE) {
-                    Err(nix::Error::EINTR) => continue,
-                    Ok(_) if fds[1].any() == Some(true) => return,
-                    _ => break,
+                    Err(nix::Error::EINTR) => {}
+                    Ok(_) if fds[1].any() != Some(true) => break,
+                    _ => return,
                 }
+            }
+            // Closed by a server that has read the message: it may serve all the same.
+            if matches!(socket.take_error(), Ok(None)) {
+                return;
             }
             said.store(true, Ordering::Release);
             for (address, size) in ranges {
@@ -121,8 +125,9 @@ impl PageServer {
     }
 }
 
-/// Notices a page server hanging up. Who waits for a page of such a server would wait for ever: they are let go, with
-/// zeros, so that they can ask [`Watch::gone`] and give up.
+/// Notices a page server that leaves without having taken the memory: the kernel tells a message that was never read by
+/// ECONNRESET. Who waits for a page of such a server would wait for ever: they are let go, with zeros, so that they can
+/// ask [`Watch::gone`] and give up.
 pub struct Watch {
     gone: Arc<AtomicBool>,
     stop: Option<PipeWriter>,
@@ -130,7 +135,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Ends the watch. Whether the server hung up in its time; then the memory is not what it should be.
+    /// Ends the watch. Whether the server left in its time; then the memory is not what it should be.
     pub fn gone(mut self) -> bool {
         self.end();
         self.gone.load(Ordering::Acquire)

@@ -39,7 +39,7 @@ pub enum LoadError {
     Device(#[from] virtio::Error),
     #[error(transparent)]
     Memory(#[from] memory::Error),
-    #[error("The page server hung up while the snapshot was loaded")]
+    #[error("The page server hung up without having taken the memory")]
     PageServerGone,
     #[error("Cannot restore the microVM: {0}")]
     Machine(#[from] machine::Error),

@@ -167,7 +167,7 @@ fn a_machines_dumps_are_exact_when_its_memory_is_a_files_and_the_file_is_left_al
 fn a_machines_dumps_are_exact_when_its_memory_is_a_page_servers() {
     for seed in 0..12 {
         let image = image(seed);
-        let Some(server) = served::Server::start(image.clone(), served::Manner::Serves) else { return };
+        let Some(server) = served::Server::start(image.clone(), served::Manner::Keeps) else { return };
         let ram = Ram::served(BYTES, server.path()).unwrap();
         live(Life::new(ram, image.clone(), seed * 15_485_863), image);
         server.end();

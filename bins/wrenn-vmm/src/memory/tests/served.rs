@@ -1,6 +1,7 @@
 //! The handshake, against page servers of every manner.
 
 use super::*;
+use std::io::{PipeReader, PipeWriter};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -11,20 +12,17 @@ use std::os::fd::AsFd;
 use sys::uffd::{Event, Events, Filled, Uffd};
 use vm_memory::bitmap::Bitmap;
 
-/// What a server does once it has the handshake.
+/// What a server does with its connection once it has the handshake.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Manner {
-    /// Its duty.
-    Serves,
-    /// Hangs up without a word.
-    HangsUp,
-    /// Hangs up when it is asked for the first page.
-    HangsUpAtAFault,
+    Keeps,
+    Closes,
 }
 
 pub(super) struct Server {
     path: PathBuf,
     thread: JoinHandle<()>,
+    stop: PipeWriter,
     _dir: tempfile::TempDir,
 }
 
@@ -43,21 +41,23 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uffd.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let thread = std::thread::spawn(move || serve(&listener, &image, manner));
-        Some(Self { path, thread, _dir: dir })
+        let (end, stop) = std::io::pipe().unwrap();
+        let thread = std::thread::spawn(move || serve(&listener, &image, manner, &end));
+        Some(Self { path, thread, stop, _dir: dir })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Once the memory is gone.
+    /// Once nobody touches the memory any more.
     pub fn end(self) {
+        drop(self.stop);
         self.thread.join().unwrap();
     }
 }
 
-fn serve(listener: &UnixListener, image: &[u8], manner: Manner) {
+fn serve(listener: &UnixListener, image: &[u8], manner: Manner, end: &PipeReader) {
     let (socket, _) = listener.accept().unwrap();
     let mut buffer = [0; 4096];
     let received = sys::fdpass::receive(&socket, &mut buffer).unwrap();
@@ -69,12 +69,10 @@ fn serve(listener: &UnixListener, image: &[u8], manner: Manner) {
     );
     let base = regions[0]["base_host_virt_addr"].as_u64().unwrap();
     let uffd = Uffd::from_fd(received.fds.into_iter().next().unwrap()).unwrap();
-    if manner == Manner::HangsUp {
-        return;
-    }
+    let _kept = (manner == Manner::Keeps).then_some(socket);
     let mut removed = vec![false; image.len() / 4096];
     let mut events = Events::new();
-    while wait(&socket, &uffd) {
+    while wait(end, &uffd) {
         let mut faults = Vec::new();
         uffd.drain(&mut events, |event| match event {
             Event::Fault { address, .. } => faults.push(address / PAGE * PAGE),
@@ -84,9 +82,6 @@ fn serve(listener: &UnixListener, image: &[u8], manner: Manner) {
             other => panic!("{other:?}"),
         })
         .unwrap();
-        if manner == Manner::HangsUpAtAFault && !faults.is_empty() {
-            return;
-        }
         for address in faults {
             let page = ((address - base) / PAGE) as usize;
             let content = if removed[page] { &[0; 4096][..] } else { &image[page * 4096..][..4096] };
@@ -99,10 +94,9 @@ fn serve(listener: &UnixListener, image: &[u8], manner: Manner) {
     }
 }
 
-/// Waits for a fault; `false` once the other side is gone.
-fn wait(socket: &UnixStream, uffd: &Uffd) -> bool {
-    let mut fds =
-        [PollFd::new(socket.as_fd(), PollFlags::empty()), PollFd::new(uffd.as_fd(), PollFlags::POLLIN)];
+/// Waits for a fault; `false` when it is over.
+fn wait(end: &PipeReader, uffd: &Uffd) -> bool {
+    let mut fds = [PollFd::new(end.as_fd(), PollFlags::POLLIN), PollFd::new(uffd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::NONE).unwrap();
     fds[0].any() == Some(false)
 }
@@ -113,7 +107,7 @@ fn image() -> Vec<u8> {
 
 #[test]
 fn every_page_is_the_servers_until_it_is_discarded() {
-    let Some(server) = Server::start(image(), Manner::Serves) else { return };
+    let Some(server) = Server::start(image(), Manner::Keeps) else { return };
     let ram = Ram::served(MIB, server.path()).unwrap();
     let byte = |page: u64| ram.memory().read_obj::<u8>(GuestAddress(page * PAGE + 9)).unwrap();
     assert_eq!([byte(0), byte(255), byte(77)], [0, 255, 77]);
@@ -128,7 +122,7 @@ fn every_page_is_the_servers_until_it_is_discarded() {
 fn a_full_fetches_what_was_never_touched_and_a_diff_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory");
-    let Some(server) = Server::start(image(), Manner::Serves) else { return };
+    let Some(server) = Server::start(image(), Manner::Keeps) else { return };
     let mut ram = Ram::served(MIB, server.path()).unwrap();
     ram.memory().write_slice(&[0; 4096], GuestAddress(4 * PAGE)).unwrap();
     ram.discard().discard(9 * PAGE, PAGE).unwrap();
@@ -150,7 +144,7 @@ fn a_full_fetches_what_was_never_touched_and_a_diff_does_not() {
 fn a_page_that_counts_as_written_and_never_came_is_fetched() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory");
-    let Some(server) = Server::start(image(), Manner::Serves) else { return };
+    let Some(server) = Server::start(image(), Manner::Keeps) else { return };
     let mut ram = Ram::served(MIB, server.path()).unwrap();
     // As a disk leaves it that failed before it wrote: marked, not touched.
     ram.memory().iter().for_each(|region| region.bitmap().mark_dirty(20 << 12, 40 << 12));
@@ -191,22 +185,40 @@ fn a_server_that_never_accepts_is_not_waited_for() {
     assert!(error.contains("(os error 11)"), "{error}");
 }
 
+/// Touches memory that a server was offered, lets `leave` have the server leave, and returns once the touch has.
+fn touched(leave: impl FnOnce(UnixListener)) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("uffd.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let ram = Ram::served(MIB, &path).unwrap();
+    let watch = ram.watch().unwrap().expect("there is a server");
+    std::thread::scope(|scope| {
+        scope.spawn(|| ram.memory().read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap());
+        leave(listener);
+    });
+    watch.gone()
+}
+
 #[test]
-fn who_waits_for_a_server_that_hangs_up_is_let_go_and_told() {
-    for manner in [Manner::HangsUp, Manner::HangsUpAtAFault] {
+fn who_waits_for_a_server_that_left_without_the_memory_is_let_go_and_told() {
+    if let Err(error) = Uffd::create() {
+        wrenn_tests::skip::report("who_waits_for_a_server", &format!("needs a userfaultfd: {error}"));
+        return;
+    }
+    assert!(touched(drop), "it never accepted");
+    assert!(touched(|listener| drop(listener.accept().unwrap())), "it accepted and did not read");
+}
+
+#[test]
+fn a_server_may_close_the_connection_once_it_has_the_memory() {
+    for manner in [Manner::Closes, Manner::Keeps] {
         let Some(server) = Server::start(image(), manner) else { return };
         let ram = Ram::served(MIB, server.path()).unwrap();
         let watch = ram.watch().unwrap().expect("there is a server");
-        // It returns, whatever it reads.
-        ram.memory().read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap();
-        assert!(watch.gone());
+        let byte = |page: u64| ram.memory().read_obj::<u8>(GuestAddress(page * PAGE)).unwrap();
+        assert_eq!([byte(5), byte(200)], [5, 200]);
+        assert!(!watch.gone());
+        assert_eq!(byte(7), 7, "the watch's end changes nothing");
         server.end();
     }
-    let Some(server) = Server::start(image(), Manner::Serves) else { return };
-    let ram = Ram::served(MIB, server.path()).unwrap();
-    let watch = ram.watch().unwrap().expect("there is a server");
-    assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap(), 5);
-    assert!(!watch.gone());
-    drop(ram);
-    server.end();
 }
