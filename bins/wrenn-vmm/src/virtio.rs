@@ -97,7 +97,8 @@ impl Virtio {
         let mut units = Vec::with_capacity(count);
         for (slot, (device, interrupt)) in kinds.into_iter().zip(interrupts).enumerate() {
             let failed = |source| Error::Setup { slot, source };
-            let unit = Unit::new(device, interrupt, memory.clone(), Arc::clone(&gate.yielding)).map_err(failed)?;
+            let unit =
+                Unit::new(device, interrupt, memory.clone(), Arc::clone(&gate.yielding)).map_err(failed)?;
             let register = slots[slot].base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
             for (queue, kick) in (0..).zip(&unit.kicks) {
                 notify(kick, register, queue).map_err(failed)?;
@@ -139,7 +140,8 @@ impl Virtio {
     /// # Errors
     /// When a disk cannot be brought up to date.
     pub fn save(&self) -> Result<VirtioState, Error> {
-        let save = |(slot, unit): (usize, &Arc<Unit>)| unit.save().map_err(|source| Error::Flush { slot, source });
+        let save =
+            |(slot, unit): (usize, &Arc<Unit>)| unit.save().map_err(|source| Error::Flush { slot, source });
         Ok(VirtioState { devices: self.units.iter().enumerate().map(save).collect::<Result<_, _>>()? })
     }
 
@@ -174,7 +176,10 @@ type Running = (Vec<Box<dyn Device>>, Option<BalloonHandle>);
 impl Devices {
     /// How many there are.
     pub fn count(&self) -> usize {
-        usize::from(self.balloon.is_some()) + self.blocks.len() + self.nets.len() + usize::from(self.rng.is_some())
+        usize::from(self.balloon.is_some())
+            + self.blocks.len()
+            + self.nets.len()
+            + usize::from(self.rng.is_some())
     }
 
     /// Connects them with what they need of the machine.

@@ -1,8 +1,9 @@
 //! The io thread: it alone works on queues, taps and timers, and it can be parked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use event_manager::{
@@ -11,6 +12,7 @@ use event_manager::{
 
 use super::Error;
 use super::unit::Unit;
+use crate::seccomp;
 
 /// How long a page that the thread waits for may take to come.
 const PARK: Duration = Duration::from_secs(30);
@@ -82,10 +84,10 @@ impl Gate {
 }
 
 impl IoThread {
-    /// Starts the thread, parked.
+    /// Starts the thread, parked and under its seccomp filter.
     ///
     /// # Errors
-    /// What epoll or the thread's start said.
+    /// What epoll, the thread's start or its filter said.
     pub fn start(units: Vec<Arc<Unit>>, gate: Arc<Gate>) -> Result<Self, Error> {
         gate.yielding.store(true, Ordering::SeqCst);
         let mut manager = EventManager::new().map_err(|error| Error::Thread(error.to_string()))?;
@@ -94,10 +96,19 @@ impl IoThread {
         }
         let waker = manager.remote_endpoint();
         let inside = Arc::clone(&gate);
-        let thread = std::thread::Builder::new()
-            .name("io".into())
-            .spawn(move || run(&mut manager, &units, &inside))
-            .map_err(|error| Error::Thread(error.to_string()))?;
+        let (started, ready) = channel();
+        let body = move || {
+            let entered = seccomp::enter(seccomp::Thread::Io);
+            let is_ready = entered.is_ok();
+            // The receiver waits for it.
+            let _ = started.send(entered);
+            if is_ready {
+                run(&mut manager, &units, &inside);
+            }
+        };
+        let failed = |error: std::io::Error| Error::Thread(error.to_string());
+        let thread = Builder::new().name("io".into()).spawn(body).map_err(failed)?;
+        ready.recv().map_err(std::io::Error::other).and_then(|entered| entered).map_err(failed)?;
         let this = Self { gate, waker, thread: Some(thread) };
         this.park()?;
         Ok(this)

@@ -42,6 +42,8 @@ pub struct Net {
     features: u64,
     /// Whether a frame may come in several buffers.
     mergeable: bool,
+    /// What the tap is yet to be told: the io thread may do that, a vCPU's may not.
+    offloads: Option<libc::c_uint>,
     frame: Vec<u8>,
     /// Bytes of the frame that waits for buffers.
     waiting: Option<usize>,
@@ -64,9 +66,16 @@ impl Net {
             return Err(Error::NoTap { id, tap: name });
         }
         match attach(&name) {
-            Ok((tap, features)) => {
-                Ok(Self { tap, id, mac, features, mergeable: false, frame: vec![0; FRAME], waiting: None })
-            }
+            Ok((tap, features)) => Ok(Self {
+                tap,
+                id,
+                mac,
+                features,
+                mergeable: false,
+                offloads: None,
+                frame: vec![0; FRAME],
+                waiting: None,
+            }),
             Err(source) => Err(Error::Tap { id, tap: name, source }),
         }
     }
@@ -201,7 +210,8 @@ impl Device for Net {
 
     fn start(&mut self, features: u64) -> io::Result<()> {
         self.mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        self.tap.set_offloads(offloads(features))
+        self.offloads = Some(offloads(features));
+        Ok(())
     }
 
     fn reset(&mut self) {
@@ -209,6 +219,9 @@ impl Device for Net {
     }
 
     fn process(&mut self, queue: usize, ring: &mut Ring) -> Result<(), Broken> {
+        if let Some(offloads) = self.offloads.take() {
+            self.tap.set_offloads(offloads).map_err(|error| Broken(format!("the tap refuses: {error}")))?;
+        }
         if queue == RX { self.receive(ring) } else { self.transmit(ring) }
     }
 
