@@ -2,14 +2,20 @@
 PREFIX ?= /usr/local
 WRENN_ROOT ?= /var/lib/wrenn
 CMD ?=
-PROGRAMS := wrenn wrenn-snap wrenn-uffd wrenn-cow wrenn-net wrenn-launch wrenn-guest
+PROGRAMS := wrenn wrenn-snap wrenn-uffd wrenn-cow wrenn-net wrenn-launch wrenn-guest wrenn-vmm
 
-.PHONY: help setup build image lab test lint lifecycle bench install
+.PHONY: help demo test setup build image lab lint lifecycle bench install
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: ## install what building, the lab and the tests need (Debian, as root)
+demo: ## the life of a sandbox, from a fresh clone: packages, programs, image, and every step shown
+	@scripts/demo
+
+test: ## all tests: here, and the privileged ones in the lab (as root)
+	scripts/test
+
+setup: ## install what building, the lab and the tests need (Debian; as root or through sudo)
 	scripts/setup
 
 build: ## build all programs, in target/debug
@@ -20,9 +26,6 @@ image: ## make a guest kernel, initramfs and minimal root, in target/image (as r
 
 lab: ## a shell in the lab, or CMD='…'
 	scripts/lab $(CMD)
-
-test: ## all tests: here, and the privileged ones in the lab (as root)
-	scripts/test
 
 lint: ## formatting, clippy and shellcheck, as CI runs them
 	cargo fmt --all --check
@@ -36,9 +39,8 @@ bench: ## the benchmarks, each beside what it is compared with
 	cargo bench --package wrenn-benches
 
 install: ## programs to PREFIX/bin; kernel and images of `make image`, if made, to WRENN_ROOT
-	cargo build --release $(PROGRAMS:%=--bin %)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(PROGRAMS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+	bin=$$(scripts/lib/programs) && install -m 755 $(PROGRAMS:%=$$bin/%) $(DESTDIR)$(PREFIX)/bin
 	if [ -f target/image/kernel ]; then \
 		install -d $(DESTDIR)$(WRENN_ROOT)/kernels && \
 		install -m 644 target/image/initrd $(DESTDIR)$(WRENN_ROOT)/kernels/initrd && \
