@@ -104,7 +104,7 @@ impl Controller {
         let devices = devices::open(&config)?;
         let ram = Ram::fresh(config.machine.memory_bytes()).map_err(Fault::StartMemory)?;
         let machine = Machine::boot(&config, ram.memory().clone(), devices, ram.discard(), Box::new(console));
-        let mut vm = Vm::new(machine.map_err(Fault::Start)?, ram, config).map_err(Fault::Start)?;
+        let mut vm = Vm::new(machine.map_err(Fault::Start)?, ram, config);
         vm.resume()?;
         Ok(vm)
     }

@@ -8,7 +8,7 @@ use super::{Fault, devices};
 use crate::api::{Action, Answer, Backend, CreateSnapshot, LoadSnapshot, Serial, VmState};
 use crate::config::Config;
 use crate::console::Console;
-use crate::machine::{self, Exit, Machine};
+use crate::machine::{Exit, Machine};
 use crate::memory::{Ram, Watch};
 use crate::metrics::METRICS;
 use crate::snapshot::{CreateError, LoadError, State, state_file};
@@ -22,10 +22,9 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    /// A machine whose vCPUs stand still.
-    pub fn new(machine: Machine, ram: Ram, config: Config) -> Result<Self, machine::Error> {
-        machine.log_dirty(config.machine.track_dirty_pages)?;
-        Ok(Self { machine, ram, config, paused: true })
+    /// A machine that stands still.
+    pub fn new(machine: Machine, ram: Ram, config: Config) -> Self {
+        Self { machine, ram, config, paused: true }
     }
 
     pub fn act(&mut self, action: Action) -> Result<Answer, Fault> {
@@ -141,7 +140,7 @@ impl Vm {
         if watch.is_some_and(Watch::gone) {
             return Err(LoadError::PageServerGone);
         }
-        let mut vm = Self::new(machine?, ram, config)?;
+        let mut vm = Self::new(machine?, ram, config);
         if request.resume_vm {
             vm.machine.resume()?;
             vm.paused = false;

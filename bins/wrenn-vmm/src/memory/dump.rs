@@ -195,7 +195,5 @@ fn runs(piece: &[u8]) -> Vec<(bool, Range<usize>)> {
 }
 
 fn is_zero(page: &[u8]) -> bool {
-    // SAFETY: any bytes are a u128's.
-    let (head, words, tail) = unsafe { page.align_to::<u128>() };
-    head.iter().chain(tail).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
+    page == [0; PAGE as usize]
 }
