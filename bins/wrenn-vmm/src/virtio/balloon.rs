@@ -96,11 +96,14 @@ impl Inflatable {
         }
         pages.sort_unstable();
         pages.dedup();
+        let mut refused = Ok(());
         for run in pages.chunk_by(|page, next| page + 1 == *next) {
             let (address, bytes) = (u64::from(run[0]) * PAGE, run.len() as u64 * PAGE);
-            if let Err(error) = self.discard.discard(address, bytes) {
-                log::warn!("the balloon's {bytes} bytes at {address:#x} cannot be taken: {error}");
-            }
+            refused =
+                refused.and(self.discard.discard(address, bytes).map_err(|error| (address, bytes, error)));
+        }
+        if let Err((address, bytes, error)) = refused {
+            log::warn!("memory in the balloon cannot be taken, first {bytes} bytes at {address:#x}: {error}");
         }
         // Only now: the guest must not get a page back that is yet to be taken.
         heads.into_iter().try_for_each(|head| ring.push(head, 0))

@@ -34,8 +34,10 @@ pub struct Block {
 
 /// Why a request did not succeed.
 enum Failed {
-    /// The host could not, or it is beyond the disk's end.
-    Io(io::Error),
+    /// The host could not.
+    Host(io::Error),
+    /// The guest should not have asked.
+    Refused,
     /// There is no such request.
     Unsupported,
 }
@@ -77,10 +79,11 @@ impl Block {
         };
         let (code, written) = match self.transfer(&header, &chain) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Failed::Io(error)) => {
-                log::warn!("drive {}: a request failed: {error}", self.id);
+            Err(Failed::Host(error)) => {
+                log::error!("drive {}: a request failed: {error}", self.id);
                 (VIRTIO_BLK_S_IOERR, 0)
             }
+            Err(Failed::Refused) => (VIRTIO_BLK_S_IOERR, 0),
             Err(Failed::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         };
         status.copy_from(&[code as u8]);
@@ -98,9 +101,7 @@ impl Block {
                 chain.writable.fill_from(&self.file, offset)?;
                 Ok(chain.writable.len())
             }
-            VIRTIO_BLK_T_OUT if self.read_only => {
-                Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into())
-            }
+            VIRTIO_BLK_T_OUT if self.read_only => Err(Failed::Refused),
             VIRTIO_BLK_T_OUT => {
                 let offset = self.offset(sector, &chain.readable)?;
                 chain.readable.drain_to(&self.file, offset)?;
@@ -123,24 +124,19 @@ impl Block {
         }
     }
 
-    /// Where on the disk a transfer of all of `buffers` starts: it must end on the disk too.
+    /// Where on the disk a transfer of all of `buffers` starts. It must be of whole sectors and end on the disk too.
     fn offset(&self, sector: u64, buffers: &Buffers) -> Result<u64, Failed> {
         let bytes = buffers.len() as u64;
-        let end = sector.checked_add(bytes / SECTOR);
-        match end {
+        match sector.checked_add(bytes / SECTOR) {
             Some(end) if end <= self.sectors && bytes.is_multiple_of(SECTOR) => Ok(sector * SECTOR),
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is beyond the end, or not of whole sectors",
-            )
-            .into()),
+            _ => Err(Failed::Refused),
         }
     }
 }
 
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        Self::Host(error)
     }
 }
 

@@ -194,7 +194,12 @@ struct Source(Arc<Unit>);
 
 impl MutEventSubscriber for Source {
     fn process(&mut self, events: Events, _: &mut EventOps) {
-        self.0.serve((events.data() & !SOURCE) as usize);
+        let queue = (events.data() & !SOURCE) as usize;
+        if events.data() & SOURCE == 0 {
+            // Taken before the work: what comes during it is a notification of its own. Empty is no error.
+            let _ = self.0.kicks[queue].read();
+        }
+        self.0.serve(queue);
     }
 
     fn init(&mut self, ops: &mut EventOps) {

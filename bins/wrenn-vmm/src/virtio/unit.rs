@@ -67,8 +67,6 @@ impl Unit {
 
     /// Works on a queue, if there is one. On the io thread.
     pub fn serve(&self, queue: usize) {
-        // Taken before the work: what comes during it is a notification of its own. Empty is no error.
-        let _ = self.kicks[queue].read();
         let mut live = self.live();
         match live.process(queue, &self.memory, &self.yielding) {
             Ok(outcome) => {
