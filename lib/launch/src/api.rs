@@ -38,6 +38,19 @@ pub(crate) struct Request<'a> {
     pub interruptible: bool,
 }
 
+impl<'a> Request<'a> {
+    /// An interruptible call.
+    pub fn new(
+        what: &'a str,
+        method: &'static str,
+        path: &'a str,
+        body: Option<Value>,
+        limit: Duration,
+    ) -> Self {
+        Self { what, method, path, body, limit, interruptible: true }
+    }
+}
+
 /// What a VMM answered.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
@@ -66,13 +79,16 @@ impl Api {
     /// Sends a request and waits for its answer: the body as JSON (null when there is none).
     ///
     /// # Errors
-    /// [`Error::Api`] with the VMM's own words when it refuses, [`Error::Died`] when it hangs up, [`Error::Timeout`],
-    /// [`Error::Interrupted`].
+    /// [`Error::Api`] with the VMM's own words when it refuses, [`Error::NoSpace`] when these tell of a full disk,
+    /// [`Error::Died`] when it hangs up, [`Error::Timeout`], [`Error::Interrupted`].
     pub fn call(&mut self, request: Request<'_>) -> Result<Value, Error> {
         let answer = self.exchange(&request)?;
         if !(200..300).contains(&answer.status) {
-            let (what, status) = (request.what.to_owned(), answer.status);
-            return Err(Error::Api { what, status, fault: fault(&answer.body) });
+            let (what, status, fault) = (request.what.to_owned(), answer.status, fault(&answer.body));
+            return Err(match is_no_space(&fault) {
+                true => Error::NoSpace { what, fault },
+                false => Error::Api { what, status, fault },
+            });
         }
         if answer.body.is_empty() {
             return Ok(Value::Null);
@@ -179,13 +195,25 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Answer>, &'static str> {
     Ok(bytes.get(head..head + length).map(|body| Answer { status, body: body.into() }))
 }
 
-/// A VMM's own words: Firecracker says `fault_message`, its HTTP server `error` (in JSON that may be broken).
+/// A VMM's own words: Firecracker says `fault_message`, its HTTP server `error` (in JSON that may be broken). Cloud
+/// Hypervisor says an array, each line the cause of the one before it.
 fn fault(body: &[u8]) -> String {
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
+    if let Some(causes) = json.as_array() {
+        let causes: Vec<_> = causes.iter().filter_map(Value::as_str).collect();
+        return causes[usize::from(causes.len() > 1 && causes[0] == "Error from API")..].join(": ");
+    }
     ["fault_message", "error"].iter().find_map(|name| json.get(name)?.as_str()).map_or_else(
         || String::from_utf8_lossy(body).trim().chars().take(500).collect(),
         |text| text.trim().to_owned(),
     )
+}
+
+/// A full disk can only be told from a VMM's words, which hold the errno.
+fn is_no_space(fault: &str) -> bool {
+    [Errno::ENOSPC, Errno::EDQUOT]
+        .iter()
+        .any(|errno| fault.contains(&format!("(os error {})", *errno as i32)))
 }
 
 #[cfg(test)]
@@ -240,7 +268,7 @@ mod tests {
     }
 
     fn get(limit: Duration) -> Request<'static> {
-        Request { what: "say what it is", method: "GET", path: "/", body: None, limit, interruptible: true }
+        Request::new("say what it is", "GET", "/", None, limit)
     }
 
     #[test]
@@ -266,6 +294,28 @@ mod tests {
             "{}",
             seen[1]
         );
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_refusals() {
+        // As Firecracker 1.16 and Cloud Hypervisor 53 word it.
+        assert!(is_no_space(
+            "Create snapshot error: Cannot write memory file: Dumping memory to file failed: \
+             No space left on device (os error 28)"
+        ));
+        assert!(is_no_space(&fault(
+            br#"["Error from API","The VM could not be snapshotted","Guest memory error: No space left on device (os error 28)"]"#
+        )));
+        assert!(!is_no_space("Cannot open /x: No such file or directory (os error 2)"));
+    }
+
+    #[test]
+    fn a_chain_of_causes_is_one_line() {
+        let body = br#"["Error from API","The VM could not be paused","VM is not running"]"#;
+        assert_eq!(fault(body), "The VM could not be paused: VM is not running");
+        assert_eq!(fault(br#"["Not Found"]"#), "Not Found");
+        assert_eq!(fault(b"[]"), "");
+        assert_eq!(fault(b"plain words\n"), "plain words");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use wire::{Call, Reply};
 
 use crate::runfiles::RunFiles;
 use crate::section::Vm;
+use crate::{Error, complete};
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let id = call.id()?;
@@ -14,7 +15,11 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let vm = Vm::read(call.document)?;
     let mut api = vm.connect(call.host, &id)?;
     let (before, _) = vm.driver.balloon(&mut api)?;
-    if mib > 0 && call.document.get("uffd").is_none() {
+    if mib > before && !complete::is_complete(&vm)? {
+        // What is given back before it was read would be read all the same.
+        return Err(Error::Lazy.into());
+    }
+    if mib > 0 && vm.driver.abilities().diffs && call.document.get("uffd").is_none() {
         // What the guest gives back reads as zeros and is not logged dirty; without a page server nobody notes it.
         RunFiles::of(call.host, &id).forget_base()?;
         call.document.remove("vm.base");

@@ -17,9 +17,13 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let choice = choose(call.document)?;
 
     let netns = machine.net.as_ref().map(|net| net.netns.clone());
-    let mut vmm = start(call.host, &id, choice, netns, machine.shown(), call.undo)?;
-    let machine = machine.seen_in(Path::new(WORKDIR));
+    let (machine, shown) = machine.shown_in(Path::new(WORKDIR));
+    let mut vmm = start(call.host, &id, choice, netns, shown, call.undo)?;
     vmm.with(|driver, api| driver.boot(api, &machine))?;
-    call.document.set("vm", vmm.section(State::Running, &Base::Boot, call.undo)?);
+    // A VMM that finds its kernel again would make a reboot of its guest's reset.
+    for path in [Some(&machine.kernel), machine.initrd.as_ref()].into_iter().flatten() {
+        vmm.take_away(path)?;
+    }
+    call.document.set("vm", vmm.section(State::Running, &Base::Boot, Path::new(WORKDIR), call.undo)?);
     Ok(Reply::Document)
 }

@@ -71,32 +71,29 @@ fn prepare(mut plan: File) -> Result<Command, (String, io::Error)> {
     mountns::enter_private().map_err(failed("make a private mount namespace".into()))?;
     // Taken hold of before /tmp is covered: any of them may lie under it.
     let mut shown = Vec::new();
-    for (source, name) in &plan.shown {
+    for (source, target) in &plan.shown {
         let take = || Ok((Tree::of(source)?, fs::metadata(source)?.is_dir()));
         let (tree, is_dir) = take().map_err(failed(format!("take {}", source.display())))?;
-        shown.push((tree, is_dir, plan.workdir.join(name)));
+        shown.push((tree, is_dir, target));
     }
-    // Nobody else can have planted anything where the working directory will be.
-    let mount = || {
-        mountns::empty_tmpfs(Path::new("/tmp"), TMPFS_BYTES)?;
-        fs::create_dir(&plan.workdir)
-    };
-    mount().map_err(failed(format!("make {} in a fresh /tmp", plan.workdir.display())))?;
+    // Nobody else can have planted anything, not even a link, where the files will be.
+    mountns::empty_tmpfs(Path::new("/tmp"), TMPFS_BYTES).map_err(failed("mount a fresh /tmp".into()))?;
     for (tree, is_dir, target) in shown {
         let attach = || {
+            fs::create_dir_all(target.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
             if is_dir {
-                fs::create_dir(&target)?
+                fs::create_dir(target)?
             } else {
-                drop(File::create_new(&target)?)
+                drop(File::create_new(target)?)
             }
-            tree.attach(&target)
+            tree.attach(target)
         };
         attach().map_err(failed(format!("show {}", target.display())))?;
     }
     std::env::set_current_dir("/").map_err(failed("change to /".into()))?;
     let (program, arguments) =
         plan.command.split_first().ok_or(("run nothing".into(), io::ErrorKind::InvalidInput.into()))?;
-    let mut command = Command::new(plan.workdir.join(program));
+    let mut command = Command::new(program);
     command.args(arguments);
     Ok(command)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use wire::Document;
 
 use crate::Error;
-use crate::driver::{self, ALL, Driver};
+use crate::driver::{self, ALL, Abilities, Driver};
 
 /// A VMM, and its program on this host.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ pub(crate) fn for_snapshot(document: &Document, dir: &Path) -> Result<Choice, wi
     let asked = driver::of_spec(document)?;
     let driver = of_snapshot(dir).ok_or_else(|| Error::NoState {
         dir: dir.into(),
-        files: ALL.iter().map(|driver| driver.state_file()).collect::<Vec<_>>().join(" or "),
+        files: ALL.iter().map(|driver| driver.state_files().join(" and ")).collect::<Vec<_>>().join("; "),
     })?;
     if let Some(asked) = asked.filter(|asked| asked.name() != driver.name()) {
         let dir = dir.into();
@@ -61,13 +61,31 @@ pub(crate) fn for_snapshot(document: &Document, dir: &Path) -> Result<Choice, wi
     Ok(Choice { driver, program: driver.program().find(document)? })
 }
 
+/// What the VMM of a sandbox can do: the one it has, else the one it is to have.
+///
+/// # Errors
+/// `unsupported` when there is no driver of that name; `invalid` when neither `vm.vmm` nor `spec.vmm` names one.
+pub fn abilities(document: &Document) -> Result<Abilities, wire::Error> {
+    let driver = match document.get("vm.vmm") {
+        Some(_) => driver::of_vm(document)?,
+        None => driver::of_spec(document)?.ok_or_else(|| wire::Error::field("spec.vmm", "missing"))?,
+    };
+    Ok(driver.abilities())
+}
+
+/// Names of a VMM's state in a snapshot's directory; `None` when there is no driver of that name.
+pub fn state_files(vmm: &str) -> Option<&'static [&'static str]> {
+    ALL.iter().find(|driver| driver.name() == vmm).map(|driver| driver.state_files())
+}
+
 /// Which VMM a snapshot is of, by the state that lies in its directory.
 pub fn vmm_of_snapshot(dir: &Path) -> Option<&'static str> {
     of_snapshot(dir).map(Driver::name)
 }
 
 fn of_snapshot(dir: &Path) -> Option<&'static dyn Driver> {
-    ALL.iter().find(|driver| dir.join(driver.state_file()).exists()).copied()
+    let is_of = |driver: &&&dyn Driver| driver.state_files().iter().all(|name| dir.join(name).exists());
+    ALL.iter().find(is_of).copied()
 }
 
 fn named_like(program: &Path) -> &'static dyn Driver {
@@ -95,10 +113,16 @@ mod tests {
         let mut document = Document::new();
         let refused = |document: &Document| for_snapshot(document, dir.path()).err().unwrap();
         assert_eq!(refused(&document).code, "launch.no_state");
-        for (file, vmm, other) in
-            [("snapfile", "firecracker", "wrenn-vmm"), ("wrenn-vmm.state", "wrenn-vmm", "firecracker")]
-        {
-            std::fs::write(dir.path().join(file), "").unwrap();
+        for (files, vmm, other) in [
+            (&["snapfile"][..], "firecracker", "wrenn-vmm"),
+            (&["config.json", "state.json"], "cloud-hypervisor", "firecracker"),
+            (&["wrenn-vmm.state"], "wrenn-vmm", "firecracker"),
+        ] {
+            for file in files {
+                assert_eq!(vmm_of_snapshot(dir.path()), None, "not without {file}");
+                std::fs::write(dir.path().join(file), "").unwrap();
+            }
+            assert_eq!(state_files(vmm), Some(files));
             assert_eq!(vmm_of_snapshot(dir.path()), Some(vmm));
             document.set("vmm_path", "/bin/sh");
             document.remove("spec");
@@ -107,7 +131,9 @@ mod tests {
             let error = refused(&document);
             assert_eq!((error.code.as_str(), error.kind), ("launch.other_vmm", wire::Kind::Invalid));
             assert!(error.message.contains(vmm) && error.message.contains(other), "{}", error.message);
-            std::fs::remove_file(dir.path().join(file)).unwrap();
+            for file in files {
+                std::fs::remove_file(dir.path().join(file)).unwrap();
+            }
         }
     }
 
@@ -115,6 +141,7 @@ mod tests {
     fn a_program_of_the_requests_own_is_taken_for_what_its_name_says() {
         for (path, vmm) in [
             ("/opt/firecracker-v1.16.1-x86_64", "firecracker"),
+            ("/opt/cloud-hypervisor-static", "cloud-hypervisor"),
             ("/opt/wrenn-vmm", "wrenn-vmm"),
             ("/opt/mine", "firecracker"),
         ] {

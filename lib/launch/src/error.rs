@@ -175,6 +175,72 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// This VMM writes all of memory or nothing.
+    #[error(
+        "snapshot.kind: {vmm} dumps no diffs; take a full snapshot, of which wrenn-snap pack with a parent keeps only what differs"
+    )]
+    NoDiffs {
+        /// The VMM.
+        vmm: &'static str,
+    },
+    /// This VMM reads its memory from a file.
+    #[error(
+        "uffd: {vmm} takes no page server; wrenn-snap unpack makes a file of a snapshot's memory, for snapshot.raw"
+    )]
+    NoServer {
+        /// The VMM.
+        vmm: &'static str,
+    },
+    /// The VMM is too old for what is asked of it.
+    #[error("{vmm} {version} is too old: it {lacks}; {least} or newer does")]
+    Version {
+        /// The VMM.
+        vmm: &'static str,
+        /// What it says it is.
+        version: String,
+        /// What it cannot do.
+        lacks: &'static str,
+        /// The first version that can.
+        least: u64,
+    },
+    /// The VMM has not read all of the VM's memory yet.
+    #[error(
+        "the VM's memory is not complete: its VMM is still reading the snapshot that it came from; try again later \
+         (its log says so if it has given up)"
+    )]
+    Lazy,
+    /// A balloon larger than the guest.
+    #[error("balloon.amount_mib: is {mib}, and the guest has {memory_mib}")]
+    Balloon {
+        /// What was asked for.
+        mib: u64,
+        /// The guest's memory.
+        memory_mib: u64,
+    },
+    /// A file of a snapshot cannot be what it should be.
+    #[error("{path} {why}", path = .path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A snapshot of a machine that is none of ours.
+    #[error("{path}: {why}", path = .path.display())]
+    Machine {
+        /// The file that says so.
+        path: PathBuf,
+        /// What is not supported.
+        why: &'static str,
+    },
+    /// The place where a snapshot wants its root disk cannot be made.
+    #[error("{path}: {why}", path = .path.display())]
+    SandboxDir {
+        /// The file that names it.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The page server of the document has ended.
     #[error("uffd.pid: the page server (pid {pid}) has ended; wrenn-uffd serve starts one")]
     NoPageServer {
@@ -182,13 +248,12 @@ pub enum Error {
         pid: i32,
     },
     /// The directory holds no memory that can be loaded without a page server.
-    #[error(
-        "snapshot.dir: {path} holds no plain memory file; start wrenn-uffd serve first, or wrenn-snap unpack into snapshot.raw",
-        path = .path.display()
-    )]
+    #[error("snapshot.dir: {} holds no plain memory file; {way}wrenn-snap unpack into snapshot.raw", dir.display())]
     NoMemory {
         /// The directory.
-        path: PathBuf,
+        dir: PathBuf,
+        /// The other way to memory, where there is one.
+        way: &'static str,
     },
     /// A file of ours.
     #[error("cannot {what} {path}", path = .path.display())]
@@ -213,9 +278,13 @@ impl Error {
 impl Fault for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::UnknownVmm { .. } | Self::NoVmm { .. } | Self::NoHelper { .. } | Self::NoKvm { .. } => {
-                Kind::Unsupported
-            }
+            Self::UnknownVmm { .. }
+            | Self::NoVmm { .. }
+            | Self::NoHelper { .. }
+            | Self::NoKvm { .. }
+            | Self::NoDiffs { .. }
+            | Self::NoServer { .. }
+            | Self::Version { .. } => Kind::Unsupported,
             Self::File { source, .. } => source.as_ref().map_or(Kind::Invalid, Kind::of_io),
             Self::NoNetns { .. } | Self::Gone { .. } | Self::NoPageServer { .. } | Self::NoState { .. } => {
                 Kind::NotFound
@@ -224,12 +293,18 @@ impl Fault for Error {
             | Self::Foreign { .. }
             | Self::State { .. }
             | Self::Base { .. }
+            | Self::Lazy
             | Self::SnapshotExists { .. } => Kind::Conflict,
             Self::Child { source, .. } | Self::Io { source, .. } => Kind::of_io(source),
             Self::Died { .. } | Self::Api { .. } | Self::Protocol { .. } => Kind::Peer,
             Self::Timeout { .. } | Self::Interrupted(_) => Kind::Timeout,
             Self::NoSpace { .. } => Kind::Exhausted,
-            Self::NoMemory { .. } | Self::OtherVmm { .. } => Kind::Invalid,
+            Self::NoMemory { .. }
+            | Self::OtherVmm { .. }
+            | Self::Balloon { .. }
+            | Self::Machine { .. }
+            | Self::SandboxDir { .. } => Kind::Invalid,
+            Self::Corrupt { .. } => Kind::Corrupt,
         }
     }
 
@@ -255,6 +330,14 @@ impl Fault for Error {
             Self::Protocol { .. } => "launch.protocol",
             Self::State { .. } => "launch.state",
             Self::Base { .. } => "launch.base",
+            Self::NoDiffs { .. } => "launch.no_diffs",
+            Self::NoServer { .. } => "launch.no_server",
+            Self::Version { .. } => "launch.version",
+            Self::Lazy => "launch.lazy",
+            Self::Balloon { .. } => "launch.balloon",
+            Self::Corrupt { .. } => "launch.corrupt",
+            Self::Machine { .. } => "launch.machine",
+            Self::SandboxDir { .. } => "launch.sandbox_dir",
             Self::SnapshotExists { .. } => "launch.snapshot_exists",
             Self::NoPageServer { .. } => "launch.no_page_server",
             Self::NoMemory { .. } => "launch.no_memory",
@@ -263,7 +346,7 @@ impl Fault for Error {
     }
 
     fn retry(&self) -> bool {
-        matches!(self, Self::Interrupted(_) | Self::Timeout { .. })
+        matches!(self, Self::Interrupted(_) | Self::Timeout { .. } | Self::Lazy)
     }
 }
 

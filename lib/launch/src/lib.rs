@@ -8,6 +8,7 @@ mod boot;
 pub mod child;
 mod choose;
 mod cmdline;
+mod complete;
 mod driver;
 mod error;
 mod handed;
@@ -26,11 +27,14 @@ mod stop;
 mod tool;
 mod wait;
 
-pub use choose::{Choice, choose, vmm_of_snapshot};
+pub use choose::{Choice, abilities, choose, state_files, vmm_of_snapshot};
+pub use complete::{await_memory, memory_is_complete};
+pub use driver::Abilities;
 pub use error::Error;
 pub use owner::find;
 pub use section::State;
 pub use tool::TOOL;
 
-/// Where a VMM sees its files, in its own mount namespace. Snapshots record it: it never changes.
+/// Where a VMM sees its files, in its own mount namespace. Snapshots record it: it never changes. (Cloud Hypervisor's
+/// that were taken elsewhere have their root disk in another place.)
 pub const WORKDIR: &str = "/tmp/wrenn-vm";

@@ -12,7 +12,7 @@ use crate::cmdline;
 /// vCPUs a VMM can have at most (Firecracker's limit).
 const MAX_VCPUS: u32 = 32;
 
-/// A machine to boot. The paths are the host's until [`Machine::seen_in`] makes them the VMM's.
+/// A machine to boot. The paths are the host's until [`Machine::shown_in`] makes them the VMM's.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Machine {
     pub vcpus: u32,
@@ -60,21 +60,18 @@ impl Machine {
         })
     }
 
-    /// What the VMM is to see in its working directory.
-    pub fn shown(&self) -> Vec<(PathBuf, String)> {
-        let mut shown = vec![(self.disk.clone(), DISK.into()), (self.kernel.clone(), KERNEL.into())];
-        shown.extend(self.initrd.iter().map(|path| (path.clone(), INITRD.into())));
-        shown
-    }
-
-    /// The same machine, its files named as the VMM sees them.
-    pub fn seen_in(self, workdir: &Path) -> Self {
-        Self {
+    /// The same machine, its files named as the VMM sees them in its working directory; and which file is to be seen
+    /// where.
+    pub fn shown_in(self, workdir: &Path) -> (Self, Vec<(PathBuf, PathBuf)>) {
+        let seen = Self {
             kernel: workdir.join(KERNEL),
-            initrd: self.initrd.map(|_| workdir.join(INITRD)),
+            initrd: self.initrd.as_ref().map(|_| workdir.join(INITRD)),
             disk: workdir.join(DISK),
-            ..self
-        }
+            ..self.clone()
+        };
+        let mut shown = vec![(self.disk, seen.disk.clone()), (self.kernel, seen.kernel.clone())];
+        shown.extend(self.initrd.zip(seen.initrd.clone()));
+        (seen, shown)
     }
 }
 

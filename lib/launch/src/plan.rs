@@ -9,11 +9,10 @@ use wire::{Document, Value, json};
 pub(crate) struct Plan {
     /// Network namespace to join.
     pub netns: Option<PathBuf>,
-    /// Directory inside the child's own mount namespace that all files appear in.
-    pub workdir: PathBuf,
-    /// Files, devices and directories that appear in it: (source on the host, name).
-    pub shown: Vec<(PathBuf, String)>,
-    /// Program (a name in the working directory) and its arguments.
+    /// Files, devices and directories that appear in the child's own mount namespace: (source on the host, target below
+    /// a /tmp that is empty otherwise).
+    pub shown: Vec<(PathBuf, PathBuf)>,
+    /// Program (one of the targets) and its arguments.
     pub command: Vec<String>,
 }
 
@@ -22,8 +21,7 @@ impl Plan {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         json!({
             "netns": self.netns.as_deref().map(text),
-            "workdir": text(&self.workdir),
-            "shown": self.shown.iter().map(|(from, name)| json!([text(from), name])).collect::<Vec<_>>(),
+            "shown": self.shown.iter().map(|(from, to)| json!([text(from), text(to)])).collect::<Vec<_>>(),
             "command": self.command,
         })
     }
@@ -34,16 +32,15 @@ impl Plan {
         let plan = Document::from_value(value)?;
         let shown = plan.need::<Vec<Value>>("shown")?;
         let pair = |value: &Value| {
-            Some((PathBuf::from(value.get(0)?.as_str()?), value.get(1)?.as_str()?.to_owned()))
+            Some((PathBuf::from(value.get(0)?.as_str()?), PathBuf::from(value.get(1)?.as_str()?)))
         };
         Ok(Self {
             netns: plan.find("netns")?,
-            workdir: plan.need("workdir")?,
             shown: shown
                 .iter()
                 .map(pair)
                 .collect::<Option<_>>()
-                .ok_or_else(|| wire::Error::field("shown", "must hold pairs of source and name"))?,
+                .ok_or_else(|| wire::Error::field("shown", "must hold pairs of source and target"))?,
             command: plan.need("command")?,
         })
     }
@@ -57,9 +54,11 @@ mod tests {
     fn a_plan_arrives_as_it_was_sent() {
         let mut plan = Plan {
             netns: Some("/run/netns/wrenn-ns-7".into()),
-            workdir: "/tmp/wrenn-vm".into(),
-            shown: vec![("/dev/dm-0".into(), "rootfs.ext4".into()), ("/run/ä b".into(), "run".into())],
-            command: vec!["firecracker".into(), "--id".into(), "sb-1".into()],
+            shown: vec![
+                ("/dev/dm-0".into(), "/tmp/w/rootfs.ext4".into()),
+                ("/run/ä b".into(), "/tmp/w/run".into()),
+            ],
+            command: vec!["/tmp/w/firecracker".into(), "--id".into(), "sb-1".into()],
         };
         assert_eq!(Plan::parse(plan.to_json().to_string().as_bytes()).unwrap(), plan);
         plan.netns = None;

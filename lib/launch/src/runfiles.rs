@@ -15,6 +15,9 @@ use crate::api::Api;
 const TAIL_BYTES: u64 = 4 << 10;
 const TAIL_LINES: usize = 12;
 
+/// The directory's name in the VMM's working directory, so that a socket's path is short whatever the host's is.
+pub(crate) const RUN: &str = "run";
+
 /// Where they are.
 #[derive(Debug, Clone)]
 pub(crate) struct RunFiles {
@@ -30,7 +33,7 @@ pub(crate) struct Console {
     start: u64,
 }
 
-/// What the pages in a VMM's dirty log have changed from.
+/// What a VM's memory has changed from, page by page where its VMM has a dirty log.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Base {
     /// From the zeros that memory is before the boot.
@@ -47,6 +50,10 @@ impl Base {
 impl RunFiles {
     /// The API socket's name.
     pub const SOCKET: &'static str = "api.sock";
+    /// The name of the socket that Cloud Hypervisor offers its guest's console on.
+    pub const CONSOLE_SOCKET: &'static str = "console.sock";
+    /// Cloud Hypervisor locks a file beside its socket and leaves it.
+    const SOCKET_LOCK: &'static str = "api.sock.lock";
 
     pub fn of(host: &Host, id: &Id) -> Self {
         Self { dir: host.run_dir(id) }
@@ -75,11 +82,11 @@ impl RunFiles {
         Api::connect(&self.socket()).ok()?.peer_pid()
     }
 
-    /// Refuses if a VMM of this sandbox answers; removes a socket that one left.
+    /// Refuses if a VMM of this sandbox answers; removes the sockets that one left.
     pub fn check_free(&self, id: &Id) -> Result<(), Error> {
         match self.listener() {
             Some(_) => Err(Error::Exists { id: id.to_string(), socket: self.socket() }),
-            None => self.remove_socket(),
+            None => self.remove_sockets(),
         }
     }
 
@@ -122,14 +129,18 @@ impl RunFiles {
         remove(&self.base()).map_err(Error::io("remove", self.base()))
     }
 
-    pub fn remove_socket(&self) -> Result<(), Error> {
-        remove(&self.socket()).map_err(Error::io("remove", self.socket()))
+    pub fn remove_sockets(&self) -> Result<(), Error> {
+        for name in [Self::SOCKET, Self::SOCKET_LOCK, Self::CONSOLE_SOCKET] {
+            let path = self.dir.join(name);
+            remove(&path).map_err(Error::io("remove", path))?;
+        }
+        Ok(())
     }
 
     /// Removes everything a VMM leaves, past failures, and the directory when nobody else has anything in it.
     pub fn remove_all(&self) -> Vec<Error> {
         let console = || remove(&self.console()).map_err(Error::io("remove", self.console()));
-        [self.remove_socket(), self.forget_base(), console(), self.remove_dir_if_empty()]
+        [self.remove_sockets(), self.forget_base(), console(), self.remove_dir_if_empty()]
             .into_iter()
             .filter_map(Result::err)
             .collect()

@@ -3,17 +3,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use wire::{Call, Document, Reply, Undo};
 
-use crate::Error;
-use crate::driver::{Driver, Dump};
+use crate::driver::{Driver, Dump, RAW};
 use crate::handed::Handed;
 use crate::runfiles::{Base, RunFiles, remove};
 use crate::section::{State, Vm};
+use crate::{Error, complete};
 
-/// The raw memory's name until it is packed.
-const RAW: &str = "memfile.raw";
+/// For a VMM that is still reading the snapshot that this VM came from: minutes for many gigabytes.
+const COMPLETE: Duration = Duration::from_secs(120);
 
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let id = call.id()?;
@@ -30,24 +31,26 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
         return Err(Error::State { id: id.to_string(), state: state.name().into(), needs }.into());
     }
 
+    complete::await_of(&vm, call.host, &id, COMPLETE)?;
+
     // What the guest has flushed is in the block device's cache: now it goes to the file behind it.
     sync_disk(call.document)?;
     target.make(call.undo)?;
-    let handed = Handed::dir(&target.dir)?;
     // Since the boot every page that is not zero has been written: what was written is all there is, and the holes
     // between it read as the zeros they stand for.
-    let diff = target.diff || files.read_base() == Some(Base::Boot);
-    let dump = Dump { state: handed.file(vm.driver.state_file()), memory: handed.file(RAW), diff };
+    let first = vm.driver.abilities().diffs && files.read_base() == Some(Base::Boot);
+    let dump = Dump { dir: Handed::dir(&target.dir)?, diff: target.diff || first };
     // From the request on the VMM may have forgotten its dirty pages, whatever becomes of the answer.
     files.forget_base()?;
     vm.driver.snapshot(&mut api, &dump)?;
-    sync(&target.state)?;
-    sync(&target.dir)?;
+    for name in vm.driver.state_files().iter().chain(&[RAW, "."]) {
+        sync(&target.dir.join(name))?;
+    }
 
     let dir = target.dir.canonicalize().map_err(Error::io("resolve", &target.dir))?;
     files.write_base(&Base::Snapshot(dir.clone()))?;
     call.undo.push("base of the dirty log", move || Ok(files.forget_base()?));
-    call.document.set("snapshot.raw", target.raw.to_string_lossy());
+    call.document.set("snapshot.raw", target.dir.join(RAW).to_string_lossy());
     call.document.set("vm.base", dir.to_string_lossy());
     Ok(Reply::Document)
 }
@@ -55,8 +58,8 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 /// Where a snapshot goes.
 struct Target {
     dir: PathBuf,
-    state: PathBuf,
-    raw: PathBuf,
+    /// What the VMM writes.
+    files: Vec<PathBuf>,
     diff: bool,
 }
 
@@ -67,6 +70,9 @@ impl Target {
         let kind: String = fields.need("kind")?;
         let diff = match kind.as_str() {
             "full" => false,
+            "diff" if !driver.abilities().diffs => {
+                return Err(Error::NoDiffs { vmm: driver.name() }.into());
+            }
             "diff" => true,
             other => {
                 return Err(wire::Error::field(
@@ -75,14 +81,13 @@ impl Target {
                 ));
             }
         };
-        let (state, raw) = (dir.join(driver.state_file()), dir.join(RAW));
+        let names = driver.state_files().iter().copied().chain([driver.memory_file(), RAW]);
+        let files: Vec<_> = names.map(|name| dir.join(name)).collect();
         // Firecracker would merge into a memory file that is there, and overwrite a state.
-        for path in [&state, &raw] {
-            if path.symlink_metadata().is_ok() {
-                return Err(Error::SnapshotExists { path: path.clone() }.into());
-            }
+        match files.iter().find(|path| path.symlink_metadata().is_ok()) {
+            Some(path) => Err(Error::SnapshotExists { path: path.clone() }.into()),
+            None => Ok(Self { dir, files, diff }),
         }
-        Ok(Self { dir, state, raw, diff })
     }
 
     /// Makes the directory where it is missing, and remembers to remove what the VMM will write.
@@ -98,7 +103,7 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => return Err(Error::Io { what: "make", path: self.dir.clone(), source }),
         }
-        for path in [self.state.clone(), self.raw.clone()] {
+        for path in self.files.clone() {
             undo.push(format!("file {}", path.display()), move || {
                 remove(&path).map_err(Error::io("remove", &path))?;
                 Ok(())

@@ -19,15 +19,12 @@ use crate::api::Api;
 use crate::choose::Choice;
 use crate::driver::{self, Driver};
 use crate::plan::Plan;
-use crate::runfiles::{Base, Console, RunFiles};
+use crate::runfiles::{Base, Console, RUN, RunFiles, remove};
 use crate::section::{State, process_fields};
 use crate::{Error, WORKDIR, child, owner};
 
 /// From the start of the program to its socket. Firecracker takes 2 ms; under emulation, half a second.
 const READY: Duration = Duration::from_secs(15);
-
-/// The run directory's name in the working directory, so that a socket's path is short whatever the host's is.
-const RUN: &str = "run";
 
 /// A VMM that was just started.
 pub(crate) struct Started {
@@ -39,13 +36,13 @@ pub(crate) struct Started {
     console: Console,
 }
 
-/// Starts a VMM that sees `shown` in its working directory. Every step is on `undo`.
+/// Starts a VMM that sees `shown`: sources on the host, targets in its own /tmp. Every step is on `undo`.
 pub(crate) fn start(
     host: &Host,
     id: &Id,
     choice: Choice,
     netns: Option<PathBuf>,
-    mut shown: Vec<(PathBuf, String)>,
+    mut shown: Vec<(PathBuf, PathBuf)>,
     undo: &mut Undo,
 ) -> Result<Started, wire::Error> {
     let Choice { driver, program } = choice;
@@ -59,13 +56,11 @@ pub(crate) fn start(
     // Watched from before the start on, so that the socket cannot appear unseen.
     let watch = watch(files.dir())?;
 
-    let name = driver.name().to_owned();
-    shown.push((program, name.clone()));
-    shown.push((files.dir().into(), RUN.into()));
-    let socket = Path::new(WORKDIR).join(RUN).join(RunFiles::SOCKET);
-    let mut command = vec![name];
-    command.extend(driver.arguments(id, &socket));
-    let plan = Plan { netns, workdir: WORKDIR.into(), shown, command };
+    let (seen_program, seen_run) = (Path::new(WORKDIR).join(driver.name()), Path::new(WORKDIR).join(RUN));
+    let mut command = vec![seen_program.to_string_lossy().into_owned()];
+    command.extend(driver.arguments(id, &seen_run.join(RunFiles::SOCKET)));
+    shown.extend([(program, seen_program), (files.dir().into(), seen_run)]);
+    let plan = Plan { netns, shown, command };
 
     let (process, exit, report) = spawn(&helper, &plan, &console, owner::mark(host, id))?;
     let (ended, files_left) = (process.clone(), files.clone());
@@ -75,7 +70,7 @@ pub(crate) fn start(
             path: format!("/proc/{}", ended.pid).into(),
             source,
         })?;
-        Ok(files_left.remove_socket()?)
+        Ok(files_left.remove_sockets()?)
     });
     let mut failed = |error: Error| explain(error, &process, &exit, &console);
     running(report).map_err(&mut failed)?;
@@ -93,8 +88,32 @@ impl Started {
             .map_err(|error| explain(error, &self.process, &self.exit, &self.console))
     }
 
-    /// The document's section for it, its dirty log being relative to `base` from here on.
-    pub fn section(&mut self, state: State, base: &Base, undo: &mut Undo) -> Result<Value, wire::Error> {
+    /// The VMM's root directory as we reach it: what is below its /tmp goes when it does.
+    pub fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.process.pid).into()
+    }
+
+    /// Takes a file out of the VMM's sight. (The kernel lets a file go that is a mount point only elsewhere, and ends
+    /// the mount.)
+    pub fn take_away(&mut self, path: &Path) -> Result<(), wire::Error> {
+        let ours = self.root().join(path.strip_prefix("/").unwrap_or(path));
+        let (process, doing) = (self.process.clone(), "go on");
+        self.with(|_, _| {
+            remove(&ours).map_err(|error| match process.is_alive() {
+                true => Error::io("take away", ours)(error),
+                false => Error::Died { doing: doing.into(), status: None },
+            })
+        })
+    }
+
+    /// The document's section for it. Its root disk is in `workdir`; its memory changes from `base` on.
+    pub fn section(
+        &mut self,
+        state: State,
+        base: &Base,
+        workdir: &Path,
+        undo: &mut Undo,
+    ) -> Result<Value, wire::Error> {
         let files = self.files.clone();
         files.write_base(base)?;
         undo.push("base of the dirty log", move || Ok(files.forget_base()?));
@@ -105,7 +124,7 @@ impl Started {
         vm.insert("version".into(), version.into());
         vm.extend(process_fields(&self.process).map(|(name, value)| (name.to_owned(), value)));
         vm.insert("api".into(), path(&self.files.socket()));
-        vm.insert("workdir".into(), WORKDIR.into());
+        vm.insert("workdir".into(), path(workdir));
         vm.insert("log".into(), path(&self.files.console()));
         vm.insert("state".into(), state.name().into());
         if let Base::Snapshot(dir) = base {

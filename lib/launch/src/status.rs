@@ -4,8 +4,8 @@ use std::fs;
 
 use wire::{Call, Reply, json};
 
-use crate::Error;
 use crate::section::Vm;
+use crate::{Error, complete};
 
 /// USER_HZ: the unit of /proc/PID/stat on every architecture Wrenn runs on.
 const TICKS_PER_SECOND: u64 = 100;
@@ -24,6 +24,9 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     };
     call.document.set("vm.state", vm.driver.state(&mut api)?.name());
     call.document.set("vm.version", vm.driver.version(&mut api)?);
+    if !vm.driver.abilities().page_server {
+        call.document.set("vm.complete", complete::is_complete(&vm)?);
+    }
     if let Some((cpu_ms, rss_bytes)) = usage(pid) {
         call.document.set("vm.cpu_ms", cpu_ms);
         call.document.set("vm.rss_bytes", rss_bytes);

@@ -1,4 +1,4 @@
-//! `wrenn-launch stop`: the VMM ends, and its socket and log go. What is gone already is success.
+//! `wrenn-launch stop`: the VMM ends, and its sockets and log go. What is gone already is success.
 
 use std::time::Duration;
 
@@ -10,15 +10,14 @@ use crate::runfiles::RunFiles;
 use crate::section::Vm;
 use crate::{Error, owner};
 
-/// For a VMM to end by itself. Firecracker ends at once; nothing of a VM is kept that a snapshot has not.
-const GRACE: Duration = Duration::from_secs(2);
-
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let named = call.document.get("vm").map(|_| Vm::read(call.document)).transpose()?;
     let id = call.id()?;
     let mut errors = Vec::new();
     for process in targets(call, &id, named)? {
-        if let Err(source) = process.end(GRACE) {
+        // Killed, not asked: nothing of a VM is kept that a snapshot has not, and Cloud Hypervisor, asked while its VM is
+        // paused, would first let the devices carry out what the guest had queued, behind its snapshot's back.
+        if let Err(source) = process.end(Duration::ZERO) {
             let path = format!("/proc/{}", process.pid).into();
             errors.push(Error::Io { what: "end", path, source: errno_of(source) });
         }

@@ -8,9 +8,9 @@ const ID: Field = Field::need("id", Type::Id, "the sandbox");
 const VMM_PATH: Field = Field::may(
     "vmm_path",
     Type::Path,
-    "the VMM's program (default: firecracker by WRENN_FIRECRACKER or PATH, wrenn-vmm beside this program or in PATH)",
+    "the VMM's program (default: firecracker by WRENN_FIRECRACKER, cloud-hypervisor by WRENN_CLOUD_HYPERVISOR, each else in PATH; wrenn-vmm beside this program or in PATH)",
 );
-const NAMES: Type = Type::OneOf(&["firecracker", "wrenn-vmm"]);
+const NAMES: Type = Type::OneOf(&["firecracker", "cloud-hypervisor", "wrenn-vmm"]);
 const VMM: Field = Field::may("spec.vmm", NAMES, "which VMM (default: the first of them that is there)");
 const VMM_OF: Field =
     Field::may("spec.vmm", NAMES, "which VMM; must be the snapshot's (default: the snapshot's)");
@@ -35,10 +35,10 @@ const STARTED: &[Field] = &[
     START,
     BOOT_ID,
     API,
-    Field::need("vm.workdir", Type::Path, "where it sees its files, in its own mount namespace"),
-    Field::need("vm.log", Type::Path, "its log and its guest's console"),
+    Field::need("vm.workdir", Type::Path, "where it sees its root disk, in its own mount namespace"),
+    Field::need("vm.log", Type::Path, "its log, and its guest's console (Cloud Hypervisor: not the latter)"),
     STATE,
-    Field::may("vm.base", Type::Path, "the snapshot its dirty log is relative to"),
+    Field::may("vm.base", Type::Path, "the snapshot that its memory changes from"),
 ];
 
 /// `wrenn-launch` as a table.
@@ -55,7 +55,7 @@ pub static TOOL: Tool = Tool {
                 VMM_PATH,
                 Field::may("spec.vcpus", Type::Integer, "1 to 32 (default 1)"),
                 Field::may("spec.memory_mib", Type::Integer, "guest memory, MiB (default 512)"),
-                Field::need("kernel", Type::Path, "an ELF vmlinux; for wrenn-vmm a bzImage too"),
+                Field::need("kernel", Type::Path, "an ELF vmlinux, or a bzImage (not for Firecracker)"),
                 Field::may("initrd", Type::Path, "an initramfs (default none)"),
                 Field::may(
                     "cmdline",
@@ -83,14 +83,18 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "lazy",
                     Type::Bool,
-                    "false: memory from a plain file even with section uffd (default true)",
+                    "false: memory from a plain file even with section uffd, by Cloud Hypervisor all of it at once (default true)",
                 ),
                 Field::may(
                     "uffd.socket",
                     Type::Path,
-                    "the page server's socket; with it uffd.pid, start_time, boot_id",
+                    "the page server's socket, with uffd.pid, start_time, boot_id; not for Cloud Hypervisor",
                 ),
-                Field::may("snapshot.raw", Type::Path, "without section uffd: a file with all of the memory"),
+                Field::may(
+                    "snapshot.raw",
+                    Type::Path,
+                    "without section uffd: a file with all of the memory (default: memfile, memory-ranges in the snapshot)",
+                ),
                 DEVICE,
                 ROOTFS,
                 NETNS,
@@ -122,7 +126,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "snapshot.kind",
                     Type::OneOf(&["full", "diff"]),
-                    "all memory, or what changed since vm.base",
+                    "all memory, or what changed since vm.base (not Cloud Hypervisor)",
                 ),
                 Field::may("snapshot.parent", Type::Path, "for a diff: must be vm.base"),
                 Field::may("cow.device", Type::Path, "the root disk, which is synced (default: rootfs)"),
@@ -133,7 +137,7 @@ pub static TOOL: Tool = Tool {
                     Type::Path,
                     "the memory as written; holes are zeros in a full one, what is unchanged in a diff",
                 ),
-                Field::need("vm.base", Type::Path, "the snapshot its dirty log is relative to from here on"),
+                Field::need("vm.base", Type::Path, "the snapshot that its memory changes from"),
             ],
             example: "wrenn-launch snapshot - snapshot.dir=gen-0001 snapshot.kind=full <paused.json",
             ..Verb::new("snapshot", "write a paused VM's state and memory", snapshot::run)
@@ -159,6 +163,11 @@ pub static TOOL: Tool = Tool {
             fields: OF_VM,
             reply: &[
                 STATE,
+                Field::may(
+                    "vm.complete",
+                    Type::Bool,
+                    "Cloud Hypervisor: whether all memory of the snapshot it came from has been read",
+                ),
                 Field::may("vm.cpu_ms", Type::Integer, "CPU time used, milliseconds"),
                 Field::may("vm.rss_bytes", Type::Integer, "resident memory, bytes"),
                 Field::may("vm.balloon.target_mib", Type::Integer, "what the guest was asked to give back"),

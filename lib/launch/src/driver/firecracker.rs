@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use wire::{Id, Value, json};
 
-use super::{Driver, Dump, Load, Memory, Place, Program};
+use super::{Abilities, Driver, Dump, Load, Place, Program, RAW};
 use crate::Error;
 use crate::api::{Api, Request};
 use crate::machine::Machine;
@@ -32,7 +31,7 @@ const CONSOLE_AN_HOUR: u64 = 64 << 10;
 /// A VMM of this API. All that differs is its program, and the name of a state that only it can load.
 pub(crate) struct Firecracker {
     program: Program,
-    state_file: &'static str,
+    state_files: &'static [&'static str],
 }
 
 pub(crate) static FIRECRACKER: Firecracker = Firecracker {
@@ -41,7 +40,7 @@ pub(crate) static FIRECRACKER: Firecracker = Firecracker {
         place: Place::Variable("WRENN_FIRECRACKER"),
         hint: "releases: https://github.com/firecracker-microvm/firecracker/releases",
     },
-    state_file: "snapfile",
+    state_files: &["snapfile"],
 };
 
 pub(crate) static WRENN_VMM: Firecracker = Firecracker {
@@ -50,7 +49,7 @@ pub(crate) static WRENN_VMM: Firecracker = Firecracker {
         place: Place::Beside,
         hint: "`cargo build --workspace --bins` makes it",
     },
-    state_file: "wrenn-vmm.state",
+    state_files: &["wrenn-vmm.state"],
 };
 
 impl Driver for Firecracker {
@@ -67,6 +66,18 @@ impl Driver for Firecracker {
         ["--api-sock", &socket.to_string_lossy(), "--id", id.as_str(), "--level", "Warning"]
             .map(str::to_owned)
             .into()
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { diffs: true, page_server: true }
+    }
+
+    fn state_files(&self) -> &'static [&'static str] {
+        self.state_files
+    }
+
+    fn memory_file(&self) -> &'static str {
+        "memfile"
     }
 
     fn version(&self, api: &mut Api) -> Result<String, Error> {
@@ -114,21 +125,18 @@ impl Driver for Firecracker {
         put(api, "boot", "/actions", json!({"action_type": "InstanceStart"}))
     }
 
-    fn load(&self, api: &mut Api, load: &Load) -> Result<(), Error> {
+    fn load(&self, api: &mut Api, load: &Load, _: &Path) -> Result<(), Error> {
         bound_console(api)?;
-        let (backend, path) = match &load.memory {
-            Memory::Served(socket) => ("Uffd", socket),
-            Memory::File(file) => ("File", file),
-        };
+        let (dir, name) = &load.memory;
         // No clock_realtime: a snapshot without a realtime clock (taken where the host's clock is not the TSC) would
         // fail to load, fatally. The agent's /init sets the clock.
         let body = json!({
-            "snapshot_path": load.state,
-            "mem_backend": {"backend_type": backend, "backend_path": path},
+            "snapshot_path": load.dir.file(self.state_files[0]),
+            "mem_backend": {"backend_type": if load.served { "Uffd" } else { "File" }, "backend_path": dir.file(name)},
             "track_dirty_pages": true,
             "resume_vm": false,
         });
-        call(api, request("load the snapshot", "PUT", "/snapshot/load", Some(body), LOAD)).map(drop)
+        api.call(Request::new("load the snapshot", "PUT", "/snapshot/load", Some(body), LOAD)).map(drop)
     }
 
     fn state(&self, api: &mut Api) -> Result<State, Error> {
@@ -143,31 +151,31 @@ impl Driver for Firecracker {
 
     fn pause(&self, api: &mut Api) -> Result<(), Error> {
         let body = Some(json!({"state": "Paused"}));
-        call(api, request("pause", "PATCH", "/vm", body, PAUSE)).map(drop)
+        api.call(Request::new("pause", "PATCH", "/vm", body, PAUSE)).map(drop)
     }
 
     fn resume(&self, api: &mut Api) -> Result<(), Error> {
         let body = Some(json!({"state": "Resumed"}));
-        call(api, request("resume", "PATCH", "/vm", body, PAUSE)).map(drop)
+        api.call(Request::new("resume", "PATCH", "/vm", body, PAUSE)).map(drop)
     }
 
     fn snapshot(&self, api: &mut Api, dump: &Dump) -> Result<(), Error> {
         let body = json!({
             "snapshot_type": if dump.diff { "Diff" } else { "Full" },
-            "snapshot_path": dump.state,
-            "mem_file_path": dump.memory,
+            "snapshot_path": dump.dir.file(self.state_files[0]),
+            "mem_file_path": dump.dir.file(RAW),
         });
         // Not interruptible: a VMM left alone with it would go on writing to paths that mean something else by then.
         let request = Request {
             interruptible: false,
-            ..request("write the snapshot", "PUT", "/snapshot/create", Some(body), DUMP)
+            ..Request::new("write the snapshot", "PUT", "/snapshot/create", Some(body), DUMP)
         };
-        call(api, request).map(drop)
+        api.call(request).map(drop)
     }
 
     fn set_balloon(&self, api: &mut Api, mib: u64) -> Result<(), Error> {
         let body = Some(json!({"amount_mib": mib}));
-        call(api, request("set the balloon", "PATCH", "/balloon", body, SHORT)).map(drop)
+        api.call(Request::new("set the balloon", "PATCH", "/balloon", body, SHORT)).map(drop)
     }
 
     fn balloon(&self, api: &mut Api) -> Result<(u64, u64), Error> {
@@ -180,14 +188,6 @@ impl Driver for Firecracker {
                 .ok_or_else(|| Error::Protocol { what: what.into(), why: format!("no {name} in {answer}") })
         };
         Ok((number("target_mib")?, number("actual_mib")?))
-    }
-
-    fn state_file(&self) -> &'static str {
-        self.state_file
-    }
-
-    fn memory_file(&self) -> &'static str {
-        "memfile"
     }
 }
 
@@ -203,53 +203,14 @@ fn bound_console(api: &mut Api) -> Result<(), Error> {
     }
 }
 
-fn request<'a>(
-    what: &'a str,
-    method: &'static str,
-    path: &'a str,
-    body: Option<Value>,
-    limit: Duration,
-) -> Request<'a> {
-    Request { what, method, path, body, limit, interruptible: true }
-}
-
 fn get(api: &mut Api, what: &str, path: &str) -> Result<Value, Error> {
-    call(api, request(what, "GET", path, None, SHORT))
+    api.call(Request::new(what, "GET", path, None, SHORT))
 }
 
 fn put(api: &mut Api, what: &str, path: &str, body: Value) -> Result<(), Error> {
-    call(api, request(what, "PUT", path, Some(body), SHORT)).map(drop)
-}
-
-/// All of Firecracker's errors are status 400; a full disk can only be told from its words, which hold the errno.
-fn call(api: &mut Api, request: Request<'_>) -> Result<Value, Error> {
-    api.call(request).map_err(|error| match error {
-        Error::Api { what, fault, .. } if is_no_space(&fault) => Error::NoSpace { what, fault },
-        other => other,
-    })
-}
-
-fn is_no_space(fault: &str) -> bool {
-    [Errno::ENOSPC, Errno::EDQUOT]
-        .iter()
-        .any(|errno| fault.contains(&format!("(os error {})", *errno as i32)))
+    api.call(Request::new(what, "PUT", path, Some(body), SHORT)).map(drop)
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     value.get(name)?.as_str()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_no_space;
-
-    #[test]
-    fn a_full_disk_is_told_from_other_refusals() {
-        // As Firecracker 1.16 words it.
-        assert!(is_no_space(
-            "Create snapshot error: Cannot write memory file: Dumping memory to file failed: \
-             No space left on device (os error 28)"
-        ));
-        assert!(!is_no_space("Cannot open /x: No such file or directory (os error 2)"));
-    }
 }
