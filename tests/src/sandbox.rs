@@ -1,6 +1,8 @@
 //! One sandbox, as the supervisor's user sees it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sys::process::Process;
 
 use crate::Value;
 use crate::host::TestHost;
@@ -62,6 +64,16 @@ impl<'a> Sandbox<'a> {
         assert_eq!(document["state"], "running", "{document}");
         self.host.note(&document);
         document
+    }
+
+    /// Ends the process of this section of its document (`vm`, `uffd`) with SIGKILL, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn end(&self, section: &str) {
+        let pid = self.document()[section]["pid"].as_i64().expect("a pid");
+        let process = Process::of_pid(pid as i32).expect("a process");
+        process.end(Duration::ZERO).expect("ended");
     }
 
     /// Makes a directory in the guest's memory.

@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
-use sys::process::Process;
 use wrenn_tests::dump::DumpWatch;
 use wrenn_tests::host::TestHost;
 use wrenn_tests::json;
@@ -28,7 +26,7 @@ fn privileged_a_dump_whose_vmm_is_killed_leaves_the_earlier_pause(host: &TestHos
     let sandbox = host.boot("torn-vmm", &MACHINE);
     let paused = Paused::new(host, &sandbox);
     for bytes in POINTS {
-        paused.interrupt(bytes, |paused, _| paused.end("vm"));
+        paused.interrupt(bytes, |paused, _| paused.sandbox.end("vm"));
         paused.falls_back();
     }
 }
@@ -37,7 +35,7 @@ fn privileged_a_dump_whose_page_server_is_killed_leaves_the_earlier_pause(host: 
     let sandbox = host.boot("torn-server", &MACHINE);
     let paused = Paused::new(host, &sandbox);
     for bytes in POINTS {
-        paused.interrupt(bytes, |paused, _| paused.end("uffd"));
+        paused.interrupt(bytes, |paused, _| paused.sandbox.end("uffd"));
         paused.falls_back();
     }
 }
@@ -51,7 +49,7 @@ fn privileged_a_dump_whose_asker_is_killed_leaves_the_guest_and_the_earlier_paus
         paused.gc("running");
         paused.counter.counts_on(count);
         assert_eq!(sums, paused.look(), "the guest goes on as it was");
-        paused.end("vm");
+        paused.sandbox.end("vm");
         paused.falls_back();
     }
     host.step("wrenn-launch itself, in a pipe");
@@ -75,7 +73,7 @@ fn privileged_a_dump_whose_asker_is_killed_leaves_the_guest_and_the_earlier_paus
         json!({"dir": paused.dir().join("gen-9998"), "kind": "diff", "parent": document["vm"]["base"]});
     let refused = launch("snapshot").stdin(next.to_string()).run().status_is(4).reply();
     assert_eq!(refused["error"]["code"], "launch.base", "{refused}");
-    paused.end("vm");
+    paused.sandbox.end("vm");
     paused.falls_back();
 }
 
@@ -109,13 +107,6 @@ impl<'a> Paused<'a> {
     fn look(&self) -> String {
         self.sandbox.sh("md5sum /mem/a; md5sum /mem/b 2>/dev/null || echo none
                          dd if=/random bs=1M iflag=direct status=none | md5sum")
-    }
-
-    /// Ends the process of this section with SIGKILL.
-    fn end(&self, section: &str) {
-        let pid = self.sandbox.document()[section]["pid"].as_i64().expect("a pid");
-        let process = Process::of_pid(pid as i32).expect("a process");
-        process.end(Duration::ZERO).expect("ended");
     }
 
     /// Changes memory and disk, begins a pause, and does this to it once so much of the dump is written. Gives the
