@@ -1,13 +1,13 @@
 #!/bin/bash
 # scripts/lifecycle.sh: a sandbox's whole life by pipes and jq alone, without the supervisor, checked by content at every
 # step. Run it as root: scripts/lab scripts/lifecycle.sh, or on a host that has device-mapper and KVM. docs/lifecycle.md
-#   WRENN_VMM (firecracker)   WRENN_FIRECRACKER names a build of your own   WRENN_BIN_DIR (target/debug)
+#   WRENN_VMM (the first that is there: docs/wrenn-launch.md)   WRENN_VCPUS (1)   WRENN_BIN_DIR (target/debug)
 set -euo pipefail
 shopt -s inherit_errexit
 repo=$(dirname "$(dirname "$(readlink -f "$0")")")
 export PATH=${WRENN_BIN_DIR:-$repo/target/debug}:$PATH
 image=$repo/target/image
-vmm=${WRENN_VMM:-firecracker}
+vmm=${WRENN_VMM:-} vcpus=${WRENN_VCPUS:-1}
 
 # Roots of its own, so that nothing of this host's is touched. Short: a socket's path may have 107 bytes.
 work=$(mktemp -d /tmp/wrenn-life.XXXX)
@@ -26,8 +26,8 @@ destroy()  { wrenn-launch stop --undo | wrenn-uffd stop --undo | wrenn-net remov
 # --- Documents: one file per sandbox, $work/ID.json. -------------------------------------------------------------------
 document() { # ID ROOTFS: a new one
     mkdir -p "$WRENN_ROOT/sandboxes/$1"
-    jq -n --arg id "$1" --arg rootfs "$2" --arg vmm "$vmm" --arg kernels "$WRENN_ROOT/kernels" \
-        '{$id, $rootfs, spec: {vcpus: 1, memory_mib: 256, disk_mib: 512, $vmm, env: {GREETING: "hello"}},
+    jq -n --arg id "$1" --arg rootfs "$2" --arg vmm "$vmm" --argjson vcpus "$vcpus" --arg kernels "$WRENN_ROOT/kernels" \
+        '{$id, $rootfs, spec: ({$vcpus, memory_mib: 256, disk_mib: 512, env: {GREETING: "hello"}} + if $vmm == "" then {} else {$vmm} end),
           kernel: "\($kernels)/vmlinux", initrd: "\($kernels)/initrd"}' >"$work/$1.json"
 }
 edit() { # ID JQ-ARGUMENTS…
@@ -226,6 +226,7 @@ end() {
 }
 
 step 'create: a guest boots and its agent answers' boots
+printf '%9s  (by %s)\n' '' "$(get life '.vm | "\(.vmm) \(.version)"')"
 step 'exec: output, environment, user and exit status come through' commands
 step '32 MiB of random bytes in memory, 32 on disk, and a process that counts' fill
 step 'pause (full): memory, state and disk are in one directory that verifies' pause life full
