@@ -134,12 +134,12 @@ impl Vcpu {
         unsafe { self.fd.set_xsave2(xsave) }.called("KVM_SET_XSAVE")
     }
 
-    /// Processors calibrate a little differently at every boot of the host: up to 250 ppm count as the same, as in QEMU.
+    /// Where KVM can say how fast the TSC runs, here and there.
     fn scale_tsc(&self, saved: Option<u32>) -> Result<(), Error> {
         let (Some(saved), Ok(here)) = (saved, self.fd.get_tsc_khz()) else {
             return Ok(());
         };
-        if u64::from(saved.abs_diff(here)) * 1_000_000 > u64::from(saved) * 250 {
+        if !is_same_frequency(saved, here) {
             self.fd.set_tsc_khz(saved).map_err(|_| Error::Tsc { saved, here })?;
         }
         Ok(())
@@ -159,7 +159,31 @@ impl Vcpu {
     }
 }
 
+/// Processors calibrate a little differently at every boot of the host: up to 250 ppm count as the same, as in QEMU.
+fn is_same_frequency(saved: u32, here: u32) -> bool {
+    u64::from(saved.abs_diff(here)) * 1_000_000 <= u64::from(saved) * 250
+}
+
 /// How many 32-bit words an extended state of that size has past the classic structure.
 fn words_past_classic(bytes: usize) -> usize {
     bytes.saturating_sub(size_of::<kvm_xsave>()).div_ceil(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tsc_is_scaled_only_when_it_is_not_a_matter_of_calibration() {
+        assert!(is_same_frequency(2_600_000, 2_600_650));
+        assert!(!is_same_frequency(2_600_000, 2_600_651));
+        assert!(!is_same_frequency(2_600_000, 2_000_000));
+        assert!(!is_same_frequency(0, 1));
+    }
+
+    #[test]
+    fn an_extended_state_is_counted_in_words() {
+        assert_eq!(words_past_classic(4096), 0);
+        assert_eq!(words_past_classic(11_008), 1728);
+    }
 }
