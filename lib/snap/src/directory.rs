@@ -67,7 +67,7 @@ pub fn open_diffs(dir: &Path, header: &Header) -> Result<Vec<Diff>, Error> {
 }
 
 /// Opens the diff file of a build that the header of `dir` refers to. Old snapshots, which have one build, call it
-/// `memfile`.
+/// `memfile`, Cloud Hypervisor `memory-ranges`.
 ///
 /// # Errors
 /// `corrupt` when there is none.
@@ -75,8 +75,8 @@ pub fn open_diff(dir: &Path, header: &Header, build: Uuid) -> Result<Diff, Error
     let path = diff_path(dir, build);
     let opened = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && is_only_build(header, build) => {
-            let plain = dir.join(PLAIN);
-            File::open(&plain).map(|file| (plain, file))
+            let opened = plain_paths(dir).find_map(|plain| Some((File::open(&plain).ok()?, plain)));
+            opened.map(|(file, plain)| (plain, file)).ok_or(error)
         }
         opened => opened.map(|file| (path.clone(), file)),
     };
@@ -87,6 +87,11 @@ pub fn open_diff(dir: &Path, header: &Header, build: Uuid) -> Result<Diff, Error
         }
         Err(error) => Err(Error::io("open", path)(error)),
     }
+}
+
+/// Where the memory lies as one plain file, if it does.
+pub fn plain_paths(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    [PLAIN, RANGES].map(|name| dir.join(name)).into_iter()
 }
 
 fn is_only_build(header: &Header, build: Uuid) -> bool {
@@ -161,8 +166,28 @@ pub fn names(dir: &Path) -> Result<Vec<String>, Error> {
 const VMMS: [(&str, &[&str]); 3] = [
     ("firecracker", &["snapfile"]),
     ("wrenn-vmm", &["wrenn-vmm.state"]),
-    ("cloud-hypervisor", &["state.json", "config.json"]),
+    (CLOUD_HYPERVISOR, &["state.json", "config.json"]),
 ];
+
+/// Cloud Hypervisor's name in `spec.vmm`.
+pub const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
+
+/// The directory in which Cloud Hypervisor's `config.json` has the root disk: a restore opens it there and nowhere else.
+///
+/// # Errors
+/// `corrupt` when it names none.
+pub fn sandbox_dir(dir: &Path) -> Result<String, Error> {
+    let path = dir.join("config.json");
+    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let corrupt = |why: String| Error::Config { path: path.clone(), why };
+    let config: wire::Value =
+        serde_json::from_slice(&bytes).map_err(|error| corrupt(format!("is not JSON: {error}")))?;
+    let disk = config.pointer("/disks/0/path").and_then(wire::Value::as_str);
+    match disk.and_then(|disk| disk.rsplit_once('/')) {
+        Some((place, _)) if !place.is_empty() => Ok(place.to_owned()),
+        _ => Err(corrupt("names no file for the root disk".into())),
+    }
+}
 
 /// Whose state lies among these files, and its names.
 pub fn vmm(names: &[String]) -> Option<(&'static str, &'static [&'static str])> {

@@ -66,6 +66,24 @@ pub enum Error {
         /// The length the header needs.
         wanted: u64,
     },
+    /// A memory file without a header cannot be all of a memory.
+    #[error("{} has {bytes} bytes, not a positive multiple of {block_size}", path.display())]
+    Plain {
+        /// The memory file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// Bytes of a block.
+        block_size: u64,
+    },
+    /// A VMM's description of its machine cannot be understood.
+    #[error("{} {why}", path.display())]
+    Config {
+        /// The description's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A name is taken: what is published is never overwritten.
     #[error("{} exists already, and what is published is never overwritten", path.display())]
     Exists {
@@ -116,9 +134,12 @@ impl Fault for Error {
             Self::Field { .. } => Kind::Invalid,
             Self::Io { source, .. } => Kind::of_io(source),
             Self::NoSnapshot { .. } | Self::NoState { .. } => Kind::NotFound,
-            Self::Header { .. } | Self::DiffMissing { .. } | Self::DiffShort { .. } | Self::Faults { .. } => {
-                Kind::Corrupt
-            }
+            Self::Header { .. }
+            | Self::DiffMissing { .. }
+            | Self::DiffShort { .. }
+            | Self::Plain { .. }
+            | Self::Config { .. }
+            | Self::Faults { .. } => Kind::Corrupt,
             Self::Exists { .. } | Self::NotASnapshot { .. } => Kind::Conflict,
             Self::Extents { .. } => Kind::Unsupported,
         }
@@ -133,6 +154,8 @@ impl Fault for Error {
             Self::Header { .. } => "snap.header",
             Self::DiffMissing { .. } => "snap.diff_missing",
             Self::DiffShort { .. } => "snap.diff_short",
+            Self::Plain { .. } => "snap.plain",
+            Self::Config { .. } => "snap.config",
             Self::Exists { .. } => "snap.exists",
             Self::NotASnapshot { .. } => "snap.not_a_snapshot",
             Self::Extents { .. } => "snap.extents",

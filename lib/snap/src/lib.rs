@@ -12,6 +12,7 @@ pub mod merge;
 pub mod pack;
 mod packing;
 mod place;
+mod plain;
 mod removed;
 mod scan;
 mod spans;

@@ -10,7 +10,7 @@ use crate::header::{self, BLOCK_SIZES, Header, Record};
 use crate::pack::{Blocks, Kind, Pack, Packed};
 use crate::scan::{Fate, Run, Scan, Scanned};
 use crate::spans::Spans;
-use crate::{Error, Image, directory, place, store, sums};
+use crate::{Error, Image, directory, place, plain, store, sums};
 
 /// Packs. On an error nothing is left behind, and the raw file is as it was.
 ///
@@ -20,7 +20,7 @@ use crate::{Error, Image, directory, place, store, sums};
 pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     // Everything that can be refused is refused here.
     let raw = Raw::open(request)?;
-    let parent = request.parent.as_deref().map(Parent::open).transpose()?;
+    let parent = request.parent.as_deref().map(|dir| Parent::open(dir, request.block_size)).transpose()?;
     let block_size = block_size(request, parent.as_ref())?;
     check(request, &raw, parent.as_ref(), block_size)?;
     let build = build(request, parent.as_ref())?;
@@ -97,8 +97,12 @@ struct Parent<'a> {
 }
 
 impl<'a> Parent<'a> {
-    fn open(dir: &'a Path) -> Result<Self, Error> {
-        let header = directory::read_header(dir)?;
+    /// A directory without a header is a full image too, if its memory lies there as a plain file.
+    fn open(dir: &'a Path, block_size: Option<u64>) -> Result<Self, Error> {
+        let header = match directory::read_header(dir) {
+            Err(Error::NoSnapshot { .. }) => plain::header(dir, block_size)?,
+            header => header?,
+        };
         let image = Image::with_header(dir, &header)?;
         Ok(Self { dir, header, image })
     }

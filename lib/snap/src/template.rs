@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use wire::{Call, Document, Field, Map, Reply, Type, Undo, Value, Verb, json};
 
 use crate::pack::text;
-use crate::{Error, directory, merge, place};
+use crate::{Error, directory, merge, place, unpack};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -73,6 +73,8 @@ struct Snapshot {
     state: &'static [&'static str],
     /// Bytes of memory; `None` in a VMM's own form, without a header.
     size: Option<u64>,
+    /// Where a restore must show the disk, if the VMM's state says.
+    sandbox_dir: Option<String>,
 }
 
 /// A template that was made.
@@ -91,7 +93,9 @@ impl Snapshot {
             Err(Error::NoSnapshot { .. }) if has_own_memory => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { dir: dir.to_owned(), vmm, state, size })
+        let fixed = vmm == directory::CLOUD_HYPERVISOR;
+        let sandbox_dir = fixed.then(|| directory::sandbox_dir(dir)).transpose()?;
+        Ok(Self { dir: dir.to_owned(), vmm, state, size, sandbox_dir })
     }
 
     /// Assembles the template beside `out` and gives it its name in one step.
@@ -106,13 +110,7 @@ impl Snapshot {
         let beside = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
         make_dir(&beside, undo)?;
 
-        let build = match self.size {
-            Some(_) => Some(merge::merge_into(&self.dir, &beside, None, undo)?.0.build.to_string()),
-            None => {
-                place::carry(&self.dir.join(directory::RANGES), &beside.join(directory::RANGES), undo)?;
-                None
-            }
-        };
+        let build = self.memory_into(&beside, undo)?;
         for name in self.state {
             place::carry(&self.dir.join(name), &beside.join(name), undo)?;
         }
@@ -128,12 +126,31 @@ impl Snapshot {
         place::sync_dir(out.parent().unwrap_or(out))?;
         Ok(Made { bytes, build })
     }
+
+    /// Puts all of the memory into `out`, in the form that the VMM's restore wants. Returns its build, if it has one.
+    fn memory_into(&self, out: &Path, undo: &mut Undo) -> Result<Option<String>, wire::Error> {
+        let ranges = out.join(directory::RANGES);
+        match self.size {
+            None => place::carry(&self.dir.join(directory::RANGES), &ranges, undo)?,
+            // Nobody serves it page by page: it reads the plain file itself.
+            Some(_) if self.vmm == directory::CLOUD_HYPERVISOR => {
+                unpack::unpack(&self.dir, &ranges, undo)?;
+            }
+            Some(_) => {
+                let (header, _) = merge::merge_into(&self.dir, out, None, undo)?;
+                return Ok(Some(header.build.to_string()));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The description: what a sandbox made from this template must be like, and where it comes from.
 fn describe(document: &Document, snapshot: &Snapshot, more: Map<String, Value>) -> Value {
     let mut meta = Map::new();
     for (name, path) in [
+        // First what a paused sandbox's document has only there, then what is true while it runs.
+        ("version", "pause.version"),
         ("vcpus", "spec.vcpus"),
         ("memory_mib", "spec.memory_mib"),
         ("disk_mib", "spec.disk_mib"),
@@ -157,6 +174,11 @@ fn describe(document: &Document, snapshot: &Snapshot, more: Map<String, Value>) 
     }
     meta.insert("created_at".into(), wire::timestamp().into());
     meta.extend(more);
+    // Whoever makes a template of a sandbox made from a template finds the first one's path here again: no restore
+    // changes it.
+    if let Some(place) = &snapshot.sandbox_dir {
+        meta.insert("sandbox_dir".into(), place.as_str().into());
+    }
     meta.into()
 }
 
