@@ -102,4 +102,76 @@ mod tests {
             assert!(!allowed.any(|(call, _)| forbidden.contains(call)), "{thread:?}");
         }
     }
+
+    /// A child process of one thread that enters a filter and calls `act`. Its exit status, and what it said on stderr.
+    fn filtered(thread: Thread, act: fn()) -> (i32, String) {
+        use std::io::Read;
+        use std::os::fd::AsRawFd;
+        let (mut reader, writer) = io::pipe().unwrap();
+        // SAFETY: the child has this thread alone; it makes system calls and ends by _exit.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                // SAFETY: both descriptors are open; nothing else runs in this process.
+                unsafe { libc::dup2(writer.as_raw_fd(), libc::STDERR_FILENO) };
+                let entered = enable().and_then(|()| enter(thread));
+                if entered.is_ok() {
+                    act();
+                }
+                // SAFETY: it ends the process and runs nothing of it.
+                unsafe { libc::_exit(if entered.is_ok() { 0 } else { 1 }) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                drop(writer);
+                let mut said = String::new();
+                reader.read_to_string(&mut said).unwrap();
+                match nix::sys::wait::waitpid(child, None).unwrap() {
+                    nix::sys::wait::WaitStatus::Exited(_, status) => (status, said),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    fn opens_a_socket() {
+        // SAFETY: three integers, and a new descriptor.
+        unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+    }
+
+    fn opens_a_file() {
+        drop(std::fs::File::open("/dev/null"));
+    }
+
+    fn maps_code() {
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping where the kernel likes.
+        unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    }
+
+    fn works() {
+        let many = vec![1u8; 8 << 20];
+        drop(many);
+        // SAFETY: KVM_CHECK_EXTENSION of no descriptor: EBADF.
+        unsafe { libc::ioctl(-1, 0xae03, 0) };
+    }
+
+    #[test]
+    fn what_a_filter_does_not_name_ends_the_program_which_says_so() {
+        for (thread, act, call) in [
+            (Thread::Control, opens_a_socket as fn(), "041"),
+            (Thread::Vcpu, opens_a_file, "257"),
+            (Thread::Io, works, "016"),
+            (Thread::Vcpu, maps_code, "009"),
+        ] {
+            let said = format!(
+                "Error: system call {call} is not in this thread's seccomp filter (--no-seccomp runs without)\n"
+            );
+            assert_eq!(filtered(thread, act), (148, said), "{thread:?}");
+        }
+        for (thread, act) in
+            [(Thread::Control, opens_a_file as fn()), (Thread::Vcpu, works), (Thread::Control, works)]
+        {
+            assert_eq!(filtered(thread, act), (0, String::new()), "{thread:?}");
+        }
+    }
 }

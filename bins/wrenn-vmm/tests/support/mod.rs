@@ -84,12 +84,17 @@ impl Vmm {
         }
     }
 
-    /// Sends a request and returns the answer, an error being the fault's message.
-    pub fn ask(&mut self, method: &str, path: &str, body: Value) -> Result<Value, String> {
+    /// Sends a request.
+    pub fn send(&mut self, method: &str, path: &str, body: &Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let length =
             if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         write!(self.stream, "{method} {path} HTTP/1.1\r\n{length}\r\n{body}").unwrap();
+    }
+
+    /// Sends a request and returns the answer, an error being the fault's message.
+    pub fn ask(&mut self, method: &str, path: &str, body: Value) -> Result<Value, String> {
+        self.send(method, path, &body);
         let (status, body) = answer(&mut self.stream);
         let value: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
         match status {
