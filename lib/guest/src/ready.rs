@@ -75,7 +75,9 @@ fn wait(
             }
         };
         if let (true, Some((process, log))) = (ended, &vm) {
-            return Err(Error::VmGone { pid: process.pid, log: log.clone() }.into());
+            let gone = Error::VmGone { pid: process.pid, log: log.clone() }.into();
+            // Whoever takes down what is left takes the log too.
+            return Err(wire::last_lines(log.as_ref(), 0).into_iter().fold(gone, wire::Error::detail));
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

@@ -1,7 +1,7 @@
 //! A VMM's files under `<run>/<id>`: its socket, its log, and what its dirty log is relative to.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,10 +10,6 @@ use wire::{Host, Id, Undo};
 
 use crate::Error;
 use crate::api::Api;
-
-/// How much of a log an error shows.
-const TAIL_BYTES: u64 = 4 << 10;
-const TAIL_LINES: usize = 12;
 
 /// The directory's name in the VMM's working directory, so that a socket's path is short whatever the host's is.
 pub(crate) const RUN: &str = "run";
@@ -166,22 +162,7 @@ impl Console {
 
     /// The last lines written since this VMM was started, without control characters.
     pub fn tail(&self) -> Vec<String> {
-        let read = || {
-            let mut file = File::open(&self.path)?;
-            let end = file.metadata()?.len();
-            file.seek(SeekFrom::Start(self.start.max(end.saturating_sub(TAIL_BYTES))))?;
-            let mut bytes = Vec::new();
-            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-            io::Result::Ok(bytes)
-        };
-        let bytes = read().unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+        wire::last_lines(&self.path, self.start)
     }
 }
 

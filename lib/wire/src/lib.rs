@@ -17,6 +17,7 @@ mod logger;
 mod names;
 mod run;
 mod schema;
+mod tail;
 mod tool;
 mod undo;
 
@@ -28,6 +29,7 @@ pub use host::Host;
 pub use names::{Id, TemplateName};
 pub use run::{main, run};
 pub use serde_json::{Map, Value, json};
+pub use tail::last_lines;
 pub use tool::{Field, Input, LockOf, Options, Tool, Type, Verb};
 pub use undo::Undo;
 
