@@ -58,7 +58,7 @@ fn checks(host: &Host) -> Vec<Check> {
         check(
             "vmm",
             vmm(),
-            "build wrenn-vmm beside this program, or name a firecracker in WRENN_FIRECRACKER",
+            "build wrenn-vmm beside this program, or name a VMM in WRENN_FIRECRACKER or WRENN_CLOUD_HYPERVISOR",
         ),
         check("page server", sibling("wrenn-uffd"), "install wrenn-uffd beside wrenn"),
         check("kernel", exists(host.root().join("kernels/vmlinux")), "docs/image.md says how to make one"),

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use store::Pauses;
 use wire::{Call, Document, Error, Kind, Reply, Value, json};
@@ -13,6 +14,9 @@ use crate::sandbox::{Sandbox, roll_back};
 
 /// Diff generations are chained up to this many; then the chain is merged, offline.
 const LONGEST_CHAIN: u64 = 10;
+
+/// For a VMM that is still reading the snapshot that its VM came from: minutes for many gigabytes.
+const COMPLETE: Duration = Duration::from_secs(120);
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let mut sandbox = Sandbox::of(call)?;
@@ -24,9 +28,15 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 
 /// Pauses a running sandbox. On a failure before the new generation is published it goes on running.
 pub fn pause(sandbox: &mut Sandbox) -> Result<(), Error> {
+    let abilities = launch::abilities(&sandbox.document)?;
+    if !abilities.page_server {
+        // While the guest runs, and with its balloon as it is; a snapshot before would have holes.
+        launch::await_memory(&sandbox.document, sandbox.host, COMPLETE)?;
+    }
     let dir = Pauses::of(sandbox.host, &sandbox.id).next()?;
     let running = sandbox.document.clone();
-    freeze(sandbox, &dir).map_err(|error| {
+    sandbox.document.set("snapshot", section(&sandbox.document, &dir, abilities.diffs));
+    freeze(sandbox).map_err(|error| {
         let back = give_back(sandbox, &running, &dir);
         roll_back(error, back)
     })?;
@@ -34,8 +44,7 @@ pub fn pause(sandbox: &mut Sandbox) -> Result<(), Error> {
 }
 
 /// The first half: the VM frozen, its memory and state a published generation.
-fn freeze(sandbox: &mut Sandbox, dir: &Path) -> Result<(), Error> {
-    sandbox.document.set("snapshot", section(&sandbox.document, dir));
+fn freeze(sandbox: &mut Sandbox) -> Result<(), Error> {
     sandbox.enter("pausing")?;
     sandbox.step(&launch::TOOL, "pause")?;
     sandbox.step(&launch::TOOL, "snapshot")?;
@@ -45,12 +54,15 @@ fn freeze(sandbox: &mut Sandbox, dir: &Path) -> Result<(), Error> {
     sandbox.step(&snap::TOOL, "pack")
 }
 
-/// What kind of snapshot comes next: a Diff, if what the VMM's dirty log is relative to is on disk.
-fn section(document: &Document, dir: &Path) -> Value {
+/// What kind of snapshot comes next: a Diff, if what the VMM's dirty log is relative to is on disk. A VMM without a dirty
+/// log dumps all of memory, of which is stored what differs from the snapshot that the VM came from.
+fn section(document: &Document, dir: &Path, diffs: bool) -> Value {
+    let (dir, kind) = (dir.to_string_lossy(), if diffs { "diff" } else { "full" });
     let base = document.get("vm.base").and_then(Value::as_str);
-    match base.filter(|base| Path::new(base).join("memfile.header").is_file()) {
-        Some(base) => json!({"dir": dir.to_string_lossy(), "kind": "diff", "parent": base}),
-        None => json!({"dir": dir.to_string_lossy(), "kind": "full"}),
+    let has = |base: &str, name: &str| Path::new(base).join(name).is_file();
+    match base.filter(|base| has(base, "memfile.header") || (!diffs && has(base, "memory-ranges"))) {
+        Some(base) => json!({"dir": dir, "kind": kind, "parent": base}),
+        None => json!({"dir": dir, "kind": "full"}),
     }
 }
 
@@ -62,8 +74,11 @@ pub fn give_back(sandbox: &mut Sandbox, running: &Document, dir: &Path) -> Resul
     if let Some(state) = sandbox.document.get("vm.state") {
         document.set("vm.state", state.clone());
     }
-    // The VMM may have forgotten its dirty pages in a dump that nobody keeps: the next snapshot is a Full one.
-    document.remove("vm.base");
+    // The VMM may have forgotten its dirty pages in a dump that nobody keeps: the next snapshot is a Full one. (One that
+    // has no dirty log is compared with what its VM came from as before.)
+    if launch::abilities(&document).is_ok_and(|abilities| abilities.diffs) {
+        document.remove("vm.base");
+    }
     sandbox.document = document;
     // First the files go: a full disk may be why the pause failed, and the document needs room too.
     let discarded = discard(dir);
@@ -83,6 +98,7 @@ pub fn discard(dir: &Path) -> Result<(), Error> {
 
 /// The second half: the VM goes, its disk joins the generation, the generation becomes the last pause.
 pub fn finish(sandbox: &mut Sandbox, dir: &Path) -> Result<(), Error> {
+    let version = sandbox.document.get("vm.version").cloned();
     let down = sandbox.every(&[
         (&launch::TOOL, "stop"),
         (&uffd::TOOL, "stop"),
@@ -101,15 +117,18 @@ pub fn finish(sandbox: &mut Sandbox, dir: &Path) -> Result<(), Error> {
             Error::new(Kind::Internal, "wrenn.no_disk", format!("{} has no rootfs.cow", dir.display()))
         }));
     }
-    publish(sandbox, dir)?;
+    publish(sandbox, dir, version)?;
     down
 }
 
-fn publish(sandbox: &mut Sandbox, dir: &Path) -> Result<(), Error> {
+fn publish(sandbox: &mut Sandbox, dir: &Path, version: Option<Value>) -> Result<(), Error> {
     let pauses = Pauses::of(sandbox.host, &sandbox.id);
     // Of the whole document only the disk's section changes again when the sandbox is resumed.
     if let Some(cow) = sandbox.document.get("cow").cloned() {
         sandbox.document.set("pause", json!({"cow": cow, "at": wire::timestamp()}));
+    }
+    if let Some(version) = version {
+        sandbox.document.set("pause.version", version);
     }
     pauses.publish(dir)?;
     sandbox.document.remove("guest");

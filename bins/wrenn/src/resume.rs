@@ -1,5 +1,7 @@
 //! `wrenn resume`: wake a paused sandbox.
 
+use std::path::PathBuf;
+
 use store::Pauses;
 use wire::{Call, Error, Kind, Reply};
 
@@ -87,8 +89,12 @@ pub fn resume(sandbox: &mut Sandbox, timeout_s: Option<u64>) -> Result<(), Error
 /// From the disk to the answering guest, for a resume and for a launch from a template alike.
 pub fn wake(sandbox: &mut Sandbox) -> Result<(), Error> {
     sandbox.step(&net::TOOL, "create")?;
-    sandbox.step_with(&uffd::TOOL, "serve", &[("detach", true.into())])?;
-    sandbox.step(&launch::TOOL, "restore")?;
+    if launch::abilities(&sandbox.document)?.page_server {
+        sandbox.step_with(&uffd::TOOL, "serve", &[("detach", true.into())])?;
+        sandbox.step(&launch::TOOL, "restore")?;
+    } else {
+        restore_from_file(sandbox)?;
+    }
     sandbox.step(&launch::TOOL, "resume")?;
     sandbox.step(&guest::TOOL, "ready")?;
     // A guest that keeps its balloon has less memory and is correct all the same.
@@ -96,4 +102,18 @@ pub fn wake(sandbox: &mut Sandbox) -> Result<(), Error> {
         log::warn!("{}: the balloon stays as it was: {error}", sandbox.id);
     }
     sandbox.step(&guest::TOOL, "init")
+}
+
+/// For a VMM that reads its memory from one plain file: a template has it, of a pause it is made. The VMM keeps what it
+/// has opened.
+fn restore_from_file(sandbox: &mut Sandbox) -> Result<(), Error> {
+    let dir: PathBuf = sandbox.document.need("snapshot.dir")?;
+    if dir.join("memfile.header").is_file() {
+        let raw = sandbox.make_memory_path()?;
+        sandbox.document.set("snapshot.raw", raw.to_string_lossy().into_owned());
+        sandbox.step(&snap::TOOL, "unpack")?;
+    }
+    sandbox.step(&launch::TOOL, "restore")?;
+    sandbox.document.remove("snapshot.raw");
+    sandbox.remove_memory()
 }

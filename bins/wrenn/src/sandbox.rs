@@ -1,7 +1,12 @@
 //! One sandbox under operation: its document, and the verbs of the tools that change it.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use store::Sandboxes;
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Tool};
+
+const MEMORY: &str = "memory-ranges";
 
 /// A sandbox whose operation lock the caller holds.
 pub struct Sandbox<'a> {
@@ -85,12 +90,42 @@ impl<'a> Sandbox<'a> {
 
     /// Takes down what a running sandbox has on the host, its live disk too. Its pauses and its document stay.
     pub fn take_down(&mut self) -> Result<(), Error> {
-        self.every(&[
+        let memory = self.remove_memory();
+        let rest = self.every(&[
             (&launch::TOOL, "stop"),
             (&uffd::TOOL, "stop"),
             (&net::TOOL, "remove"),
             (&cow::TOOL, "delete"),
-        ])
+        ]);
+        Error::all([memory, rest].into_iter().filter_map(Result::err))
+    }
+
+    /// Where all of a pause's memory lies as one plain file while a VMM that wants it so opens it: on the pause's own file
+    /// system, of which it can share the blocks.
+    pub fn make_memory_path(&self) -> Result<PathBuf, Error> {
+        let dir = self.live_dir();
+        fs::create_dir_all(&dir).map_err(|error| self.file_error("make", &dir, error))?;
+        Ok(dir.join(MEMORY))
+    }
+
+    /// Removes that file, and what a killed program has left of it.
+    pub fn remove_memory(&self) -> Result<(), Error> {
+        let is_memory = |name: &str| name == MEMORY || name.starts_with(&format!(".{MEMORY}."));
+        let entries = fs::read_dir(self.live_dir()).into_iter().flatten().flatten();
+        let found = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_memory));
+        let removed = found.map(|entry| fs::remove_file(entry.path()).map_err(|error| (entry.path(), error)));
+        Error::all(
+            removed.filter_map(Result::err).map(|(path, error)| self.file_error("remove", &path, error)),
+        )
+    }
+
+    fn live_dir(&self) -> PathBuf {
+        self.host.sandbox_dir(&self.id).join("live")
+    }
+
+    fn file_error(&self, what: &str, path: &Path, error: std::io::Error) -> Error {
+        let message = format!("cannot {what} {}", path.display());
+        Error::new(Kind::of_io(&error), "wrenn.file", message).detail(error)
     }
 
     /// Whether the VMM that the document names still runs.

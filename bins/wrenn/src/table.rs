@@ -76,7 +76,7 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "spec.vmm",
                     Type::String,
-                    "firecracker or wrenn-vmm (default: the first that is there; a snapshot template's is fixed)",
+                    "firecracker, cloud-hypervisor or wrenn-vmm (default: the first that is there; a template's is fixed)",
                 )
                 .flag("vmm"),
                 Field::may("spec.user", Type::String, "whom commands run as (default root)").flag("user"),
