@@ -83,7 +83,7 @@ pub struct Outcome {
 impl<'a> Ring<'a> {
     /// Starts to work on a queue.
     pub fn new(queue: &'a mut Queue, memory: &'a GuestMemory, yielding: &'a AtomicBool) -> Self {
-        Self { queue, memory, yielding, budget: 2 * QUEUE_SIZE, used: false, several: false, again: false }
+        Self { queue, memory, yielding, budget: QUEUE_SIZE, used: false, several: false, again: false }
     }
 
     /// Entries of the queue.

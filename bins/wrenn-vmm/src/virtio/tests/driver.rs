@@ -1,26 +1,19 @@
-//! A machine without vCPUs, and a driver that does to it what a guest does.
+//! A driver that does to a machine what a guest does.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::*;
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::Bus;
+pub use super::machine::*;
 use crate::layout;
-use crate::memory::{Discard, GuestMemory, PAGE};
-use crate::virtio::{Devices, Virtio};
+use crate::memory::PAGE;
 
-/// Bytes of memory.
-pub const MEMORY: u64 = 32 << 20;
 /// Long enough for what does come, on a busy machine too.
 pub const LIMIT: Duration = Duration::from_secs(20);
 /// How long nothing is waited for.
@@ -28,7 +21,7 @@ pub const NOTHING: Duration = Duration::from_millis(200);
 /// Where buffers are, for tests to take.
 pub const DATA: u64 = 8 << 20;
 /// Entries of the driver's queues.
-pub const SIZE: u16 = 128;
+pub const SIZE: u16 = 256;
 
 /// The ring features, which every device has.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -38,63 +31,7 @@ const ACKNOWLEDGED: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
 const FEATURES_OK: u32 = ACKNOWLEDGED | VIRTIO_CONFIG_S_FEATURES_OK;
 const DRIVER_OK: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
-/// Remembers what it was told to discard.
-#[derive(Default)]
-pub struct Recorder {
-    pub ranges: Mutex<Vec<(u64, u64)>>,
-    /// While it is held, discarding waits, as for a page server.
-    pub blocked: Mutex<()>,
-}
-
-impl Discard for Recorder {
-    fn discard(&self, address: u64, bytes: u64) -> std::io::Result<()> {
-        let _blocked = self.blocked.lock().unwrap();
-        self.ranges.lock().unwrap().push((address, bytes));
-        match address + bytes {
-            ..=MEMORY => Ok(()),
-            _ => Err(std::io::ErrorKind::InvalidInput.into()),
-        }
-    }
-}
-
-/// The machine.
-pub struct Host {
-    pub memory: GuestMemory,
-    pub virtio: Virtio,
-    pub bus: Bus,
-    pub discard: Arc<Recorder>,
-    interrupts: Vec<EventFd>,
-}
-
-pub fn memory() -> GuestMemory {
-    let region = GuestRegionMmap::from_range(GuestAddress(0), MEMORY as usize, None).unwrap();
-    GuestMemoryMmap::<AtomicBitmap>::from_regions(vec![region]).unwrap()
-}
-
 impl Host {
-    /// A machine that runs.
-    pub fn new(devices: Devices) -> Self {
-        let host = Self::parked(devices, memory());
-        host.virtio.unpark();
-        host
-    }
-
-    /// A machine whose io thread is parked.
-    pub fn parked(devices: Devices, memory: GuestMemory) -> Self {
-        let discard = Arc::new(Recorder::default());
-        let mut interrupts = Vec::new();
-        let mut irq = |_| {
-            let event = EventFd::new(EFD_NONBLOCK)?;
-            interrupts.push(event.try_clone()?);
-            Ok(event)
-        };
-        let recorder: Arc<dyn Discard> = discard.clone();
-        let virtio = Virtio::new(devices, memory.clone(), recorder, &mut irq, &mut |_, _, _| Ok(())).unwrap();
-        let mut bus = Bus::default();
-        virtio.attach(&mut bus);
-        Self { memory, virtio, bus, discard, interrupts }
-    }
-
     /// A driver for the device in a slot.
     pub fn driver(&self, slot: usize) -> Driver<'_> {
         let place = self.virtio.slots()[slot];
@@ -102,23 +39,6 @@ impl Host {
         let ring = |index: u64| Ring::at((1 << 20) + (slot as u64 * 4 + index) * 0x1_0000);
         let rings = (0..3).map(ring).collect();
         Driver { host: self, base: place.base, interrupt: &self.interrupts[slot], features: 0, rings }
-    }
-
-    pub fn write(&self, address: u64, data: &[u8]) {
-        self.memory.write_slice(data, GuestAddress(address)).unwrap();
-    }
-
-    pub fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
-        let mut data = vec![0; bytes];
-        self.memory.read_slice(&mut data, GuestAddress(address)).unwrap();
-        data
-    }
-
-    /// Pages that are marked as written, and forgets them.
-    pub fn take_dirty(&self) -> Vec<u64> {
-        let region = self.memory.iter().next().unwrap();
-        let words = (**region).bitmap().get_and_reset();
-        (0..region.len() / PAGE).filter(|page| words[*page as usize / 64] >> (page % 64) & 1 == 1).collect()
     }
 }
 
@@ -347,6 +267,12 @@ impl Driver<'_> {
             }
         }
         None
+    }
+
+    /// Waits for an interrupt and forgets it.
+    pub fn lose_interrupt(&self) {
+        assert!(wait_readable(self.interrupt.as_fd_(), LIMIT));
+        self.interrupt.read().unwrap();
     }
 
     /// Takes what interrupts there are: one may come after the driver has seen its reason.

@@ -1,109 +1,20 @@
-//! Network interfaces on real taps, each in a network namespace that goes with its test.
+//! Network interfaces, on real taps.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-
-use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use sys::netns;
-use sys::tap::Tun;
 use virtio_bindings::virtio_net::*;
 
 use super::driver::*;
-use crate::config::NetworkInterface;
+use super::wire::*;
 use crate::memory::PAGE;
 use crate::virtio::{Devices, Error, Net};
 
-const RX: usize = 0;
-const TX: usize = 1;
-const TAP: &str = "tap0";
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
-
-fn interface(tap: &str, mac: Option<&str>) -> NetworkInterface {
-    NetworkInterface { iface_id: "eth0".into(), host_dev_name: tap.into(), guest_mac: mac.map(Into::into) }
-}
-
-/// Runs `test` in a network namespace of its own, where there is a tap.
-fn with_tap(test: impl FnOnce() + Send) {
-    netns::on_own_thread(|| {
-        netns::unshare_net().expect("as root");
-        Tun::open().unwrap().attach(TAP).unwrap().persist().unwrap();
-        // Else the kernel sends frames of its own, to find routers.
-        let ipv6 = format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6");
-        std::fs::write(ipv6, "1").unwrap_or_else(|error| eprintln!("IPv6 stays: {error}"));
-        test();
-    });
-}
-
-/// The tap passes frames on when this returns: it has a carrier already. In the other order it would get its queue from
-/// a work queue of the kernel, some time later.
-fn bring_up() {
-    let socket = packet_socket();
-    // SAFETY: ifreq is made of integers and arrays and unions of them: all zeros is a value of it.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(TAP.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // SAFETY: a socket and a pointer to an ifreq that lives through the call, as SIOCSIFFLAGS wants.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
-        .unwrap();
-}
-
-/// A socket for whole frames.
-fn packet_socket() -> OwnedFd {
-    let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
-    // SAFETY: socket takes integers.
-    let fd = Errno::result(unsafe {
-        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol)
-    });
-    // SAFETY: the descriptor is new and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd.unwrap()) }
-}
-
-/// The host's side of the tap.
-fn wire() -> File {
-    let socket = packet_socket();
-    // SAFETY: sockaddr_ll is made of integers and an array: all zeros is a value of it.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as libc::c_ushort;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = if_nametoindex(TAP).unwrap() as libc::c_int;
-    let size = std::mem::size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the address lives through the call, and its size is its own.
-    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) }).unwrap();
-    File::from(socket)
-}
 
 /// An Ethernet frame of an experimental kind, of `bytes` bytes.
 fn frame(seed: u8, bytes: usize) -> Vec<u8> {
     let mut frame = vec![0x02, 0xfc, 0, 0, 0, 5, 0x02, 0xfc, 0, 0, 0, 9, 0x88, 0xb5];
     frame.extend((14..bytes).map(|index| (index as u8).wrapping_mul(7).wrapping_add(seed)));
     frame
-}
-
-fn send(mut wire: &File, frame: &[u8]) {
-    assert_eq!(io::Write::write(&mut wire, frame).unwrap(), frame.len());
-}
-
-/// The next frame of ours that arrives on the wire.
-fn receive(mut wire: &File) -> Vec<u8> {
-    loop {
-        assert!(wait_readable(wire.as_fd(), LIMIT), "no frame arrives");
-        let mut frame = vec![0; 70_000];
-        let bytes = io::Read::read(&mut wire, &mut frame).unwrap();
-        frame.truncate(bytes);
-        if frame[12..14] == [0x88, 0xb5] {
-            return frame;
-        }
-    }
-}
-
-fn host() -> Host {
-    let net = Net::open(&interface(TAP, Some("02:fc:00:00:00:05"))).unwrap();
-    bring_up();
-    Host::new(Devices { nets: vec![net], ..Devices::default() })
 }
 
 /// The header of a frame that is not to be worked on further.
@@ -307,55 +218,6 @@ fn as_root_what_is_no_frame_is_lost_and_the_next_one_leaves() {
         host.write(DATA, &[header(0), frame(9, 300)].concat());
         driver.request(TX, &[readable(DATA, 312)]);
         assert_eq!(receive(&wire), frame(9, 300));
-    });
-}
-
-#[test]
-fn as_root_a_segmented_frame_leaves_whole_when_the_host_takes_it_so() {
-    with_tap(|| {
-        let host = host();
-        let wire = wire();
-        let mut driver = host.driver(0);
-        driver.start(u64::MAX);
-        let wanted = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO4;
-        assert_eq!(driver.features & wanted, wanted);
-        // IPv4 and TCP with 20,000 bytes: one frame for the tap, to be cut into pieces of 1,448.
-        let payload: Vec<u8> = (0..20_000_u32).map(|index| (index * 13) as u8).collect();
-        let total = (20 + 20 + payload.len()) as u16;
-        let mut frame = vec![0x02, 0xfc, 0, 0, 0, 9, 0x02, 0xfc, 0, 0, 0, 5, 0x08, 0x00];
-        frame.extend([
-            0x45,
-            0,
-            (total >> 8) as u8,
-            total as u8,
-            0,
-            1,
-            0x40,
-            0,
-            64,
-            6,
-            0,
-            0,
-            10,
-            0,
-            0,
-            1,
-            10,
-            0,
-            0,
-            2,
-        ]);
-        frame.extend([4, 0, 8, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
-        frame.extend(&payload);
-        // NEEDS_CSUM, TCPV4, header 54, pieces of 1448, checksum from 34 at 16
-        let header = [1, 1, 54, 0, 0xa8, 0x05, 34, 0, 16, 0, 0, 0];
-        host.write(DATA, &[&header[..], &frame].concat());
-        driver.request(TX, &[readable(DATA, 12 + frame.len() as u32)]);
-        assert!(wait_readable(wire.as_fd(), LIMIT));
-        let mut got = vec![0; 70_000];
-        let bytes = io::Read::read(&mut &wire, &mut got).unwrap();
-        assert_eq!(bytes, frame.len());
-        assert!(got[54..bytes] == payload[..]);
     });
 }
 

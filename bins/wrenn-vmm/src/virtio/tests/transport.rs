@@ -99,6 +99,21 @@ fn an_interrupts_reasons_stay_until_each_is_acknowledged() {
 }
 
 #[test]
+fn an_interrupt_that_nobody_looked_at_comes_again_when_the_io_thread_goes_on() {
+    let host = Host::new(rng());
+    let mut driver = host.driver(0);
+    driver.start(0);
+    driver.offer(0, &[writable(DATA, 8)]);
+    driver.kick(0);
+    driver.lose_interrupt();
+    host.virtio.park().unwrap();
+    assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
+    host.virtio.unpark();
+    assert_eq!(driver.interrupted(LIMIT), Some(VIRTIO_MMIO_INT_VRING));
+    assert_eq!(driver.returned(0), [(0, 8)]);
+}
+
+#[test]
 fn acknowledging_one_reason_leaves_the_other() {
     let balloon = config::Balloon { amount_mib: 0, deflate_on_oom: false, stats_polling_interval_s: 0 };
     let host = Host::new(Devices { balloon: Some(Balloon::new(&balloon)), ..Devices::default() });
