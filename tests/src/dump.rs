@@ -12,8 +12,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::program::LIMIT;
 
-/// The raw memory's name while it is not packed.
-const RAW: &str = "memfile.raw";
+/// The raw memory's name while it is not packed; and what Cloud Hypervisor calls it while it writes it.
+const RAW: [&str; 2] = ["memfile.raw", "memory-ranges"];
 
 /// Watches a sandbox's directory for the next generation. Made before the pause, so that nothing happens unseen.
 #[derive(Debug)]
@@ -45,9 +45,10 @@ impl DumpWatch {
         loop {
             if let Some(dir) = self.generation() {
                 // A watch is put on each thing once it is there, and then it is looked at: nothing is between the two.
-                let raw = dir.join(RAW);
+                let names = RAW.map(|name| dir.join(name));
+                let raw = names.iter().find(|path| path.exists()).unwrap_or(&names[0]);
                 watched.0 = watched.0 || self.add(&dir, AddWatchFlags::IN_CREATE);
-                watched.1 = watched.1 || self.add(&raw, AddWatchFlags::IN_MODIFY);
+                watched.1 = watched.1 || self.add(raw, AddWatchFlags::IN_MODIFY);
                 if raw.metadata().is_ok_and(|metadata| metadata.blocks() * 512 >= bytes) {
                     return Some(dir);
                 }

@@ -152,7 +152,15 @@ impl TestHost {
     /// # Panics
     /// When that fails.
     pub fn create_from(&self, id: &str, template: &str, more: &[&str]) -> Sandbox<'_> {
-        let args = ["create", "--id", id, "--template", template, "--vmm", self.vmm.name()];
+        self.create_on(self.vmm, id, template, more)
+    }
+
+    /// The same on another VMM.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn create_on(&self, vmm: Vmm, id: &str, template: &str, more: &[&str]) -> Sandbox<'_> {
+        let args = ["create", "--id", id, "--template", template, "--vmm", vmm.name()];
         let document = self.wrenn(args).args(more).run().success().reply();
         assert_eq!(document["state"], "running", "{document}");
         self.note(&document);

@@ -149,6 +149,12 @@ pub fn descriptor(pid: i32, fd: i32) -> String {
     link.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Where all of a process's descriptors lead.
+pub fn descriptors(pid: i32) -> Vec<String> {
+    let links = list(format!("/proc/{pid}/fd")).into_iter();
+    links.filter_map(|fd| Some(descriptor(pid, fd.parse().ok()?))).collect()
+}
+
 /// The session a process is in: field 6 of /proc/PID/stat.
 pub fn session(pid: i32) -> Option<i32> {
     let stat = text(format!("/proc/{pid}/stat"));

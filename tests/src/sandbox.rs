@@ -1,11 +1,12 @@
 //! One sandbox, as the supervisor's user sees it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sys::process::Process;
 
-use crate::Value;
 use crate::host::TestHost;
+use crate::program::LIMIT;
+use crate::{Value, kernel};
 
 /// A sandbox of a test's host.
 #[derive(Debug)]
@@ -76,6 +77,23 @@ impl<'a> Sandbox<'a> {
         process.end(Duration::ZERO).expect("ended");
     }
 
+    /// Waits until the VMM has all of the guest's memory, where it reads that by itself: until its userfaultfd is gone.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn await_memory(&self) {
+        if self.host.vmm.page_server() {
+            return;
+        }
+        let pid = self.document()["vm"]["pid"].as_i64().expect("a pid") as i32;
+        let deadline = Instant::now() + LIMIT;
+        // No other process is told when a descriptor is closed.
+        while kernel::descriptors(pid).iter().any(|file| file.contains("userfaultfd")) {
+            assert!(Instant::now() < deadline, "{}: memory is still missing", self.id);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Makes a directory in the guest's memory.
     pub fn mount_memory(&self) {
         self.sh("mkdir -p /mem; mount -t tmpfs -o size=120m none /mem");
@@ -107,6 +125,11 @@ impl<'a> Sandbox<'a> {
         let guest: u64 = self.sh("date +%s").parse().expect("seconds");
         let near = before.saturating_sub(2)..=now() + 2;
         assert!(near.contains(&guest), "{}: {guest} in the guest, {before} here", self.id);
+    }
+
+    /// The counter of this pid, left in the sandbox that this one comes from.
+    pub fn counter(&'a self, pid: &str) -> Counter<'a> {
+        Counter { sandbox: self, pid: pid.to_owned() }
     }
 
     /// Leaves a process counting in the guest: in its own memory, and telling in a file where it is.

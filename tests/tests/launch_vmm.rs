@@ -30,7 +30,7 @@ while :; do
 done
 "#;
 
-wrenn_tests::on_every_vmm![
+wrenn_tests::on_every_vmm_like_firecracker![
     Bench: privileged_a_frozen_guest_goes_on_where_it_was_here_and_from_its_snapshot,
     privileged_a_dump_on_a_full_disk_is_exhausted_and_the_guest_goes_on,
     privileged_a_guest_that_reboots_ends_its_vmm_and_the_wait,
