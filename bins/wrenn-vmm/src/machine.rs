@@ -52,8 +52,6 @@ pub struct Machine {
     vcpus: Vec<Thread>,
     virtio: Virtio,
     serial: Arc<Mutex<Serial>>,
-    // Raised once when a restored machine first runs.
-    lines: Vec<EventFd>,
     ending: Arc<Ending>,
     running: bool,
     vm: Vm,
@@ -92,9 +90,6 @@ impl Machine {
             return Ok(());
         }
         self.virtio.unpark();
-        for line in self.lines.drain(..) {
-            line.write(1).map_err(Error::Event)?;
-        }
         self.vcpus.iter().try_for_each(Thread::run)?;
         self.running = true;
         Ok(())

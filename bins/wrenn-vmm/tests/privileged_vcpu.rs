@@ -84,16 +84,13 @@ impl Bench {
         self.written.recv_timeout(LIMIT).unwrap()
     }
 
-    /// How a guest with this code ends.
-    fn end(code: &[u8], base: u64) -> Exit {
-        let bench = Self::new(memory());
-        let vcpu = bench.boot(code, base);
-        vcpu.run().unwrap();
-        let event = std::os::fd::AsRawFd::as_raw_fd(bench.ending.event());
-        // SAFETY: the bench keeps it open.
+    /// How the guest ends.
+    fn end(&self) -> Exit {
+        let event = std::os::fd::AsRawFd::as_raw_fd(self.ending.event());
+        // SAFETY: the event is open for as long as it is borrowed.
         let event = unsafe { std::os::fd::BorrowedFd::borrow_raw(event) };
         assert!(sys::process::readable(&event, LIMIT).unwrap());
-        bench.ending.exit().unwrap()
+        self.ending.exit().unwrap()
     }
 }
 
@@ -194,11 +191,27 @@ fn privileged_the_log_holds_exactly_the_pages_that_were_written() {
 fn privileged_a_guest_that_cannot_go_on_says_why() {
     needs_kvm!("privileged_a_guest_that_cannot_go_on_says_why");
     // lidt [0x2000] (zeros: no interrupt has a handler); int3
-    let crash = Bench::end(&[0x0f, 0x01, 0x1e, 0x00, 0x20, 0xcc], 0);
-    assert_eq!(crash, Exit::Crash("triple fault".into()));
+    let bench = Bench::new(memory());
+    let vcpu = bench.boot(&[0x0f, 0x01, 0x1e, 0x00, 0x20, 0xcc], 0);
+    vcpu.run().unwrap();
+    assert_eq!(bench.end(), Exit::Crash("triple fault".into()));
     // The code is where nothing is.
-    let Exit::Crash(reason) = Bench::end(&[], 0xd000_0000) else { panic!("it goes on") };
+    let bench = Bench::new(memory());
+    let vcpu = bench.boot(&[], 0xd000_0000);
+    vcpu.run().unwrap();
+    let Exit::Crash(reason) = bench.end() else { panic!("it goes on") };
     assert!(reason.starts_with("KVM internal error 1"), "{reason}");
+}
+
+#[test]
+fn privileged_a_vcpu_whose_thread_panics_ends_the_machine() {
+    needs_kvm!("privileged_a_vcpu_whose_thread_panics_ends_the_machine");
+    let mut bench = Bench::new(memory());
+    bench.begun = channel().1; // nobody hears that a read begins: the device panics
+    let vcpu = bench.boot(ECHO, 0);
+    vcpu.run().unwrap();
+    assert_eq!(bench.end(), Exit::Crash("a vCPU's thread panicked".into()));
+    assert!(vcpu.pause().and_then(|asked| asked.wait(soon())).is_err());
 }
 
 #[test]

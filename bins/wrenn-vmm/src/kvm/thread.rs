@@ -14,7 +14,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, block_signal, clear_signal};
 
 use super::exits::{self, Buses, Stop};
 use super::{Error, Vcpu, VcpuState};
-use crate::machine::Ending;
+use crate::machine::{Ending, Exit};
 use crate::seccomp;
 
 /// What a vCPU's thread is told. It answers on the sender that comes along: an answer that comes too late is nobody's.
@@ -51,6 +51,7 @@ impl Thread {
         let body = move || {
             let ready = kicks_end_only_runs(&vcpu.fd).and_then(|()| seccomp::enter(seccomp::Thread::Vcpu));
             let is_ready = ready.is_ok();
+            let _guard = EndsIfPanicking(&ending);
             // The receiver waits for it.
             let _ = started.send(ready);
             if is_ready {
@@ -133,6 +134,17 @@ impl<T> Asked<T> {
                 Error::Thread { index: self.index, source: io::Error::other("it has ended") }
             }
         })
+    }
+}
+
+/// A machine without one of its vCPUs is over.
+struct EndsIfPanicking<'a>(&'a Ending);
+
+impl Drop for EndsIfPanicking<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(Exit::Crash("a vCPU's thread panicked".into()));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::{Called, Error, Host, Vm, cpuid, msrs};
+use crate::memory::GuestMemory;
 
 /// A vCPU that does not run yet, or stands still.
 pub struct Vcpu {
@@ -17,6 +18,8 @@ pub struct Vcpu {
     cpuid: CpuId,
     msrs: Vec<u32>,
     xsave: Option<usize>,
+    // The guest's memory stays mapped for as long as a vCPU can write to it.
+    _memory: GuestMemory,
 }
 
 /// A vCPU's registers, pending events and local APIC.
@@ -63,7 +66,7 @@ impl Vcpu {
     fn bare(host: &Host, vm: &Vm, index: u8, cpuid: CpuId) -> Result<Self, Error> {
         let fd = vm.fd.create_vcpu(u64::from(index)).called("KVM_CREATE_VCPU")?;
         fd.set_cpuid2(&cpuid).called("KVM_SET_CPUID2")?;
-        Ok(Self { fd, index, cpuid, msrs: host.msrs.clone(), xsave: host.xsave })
+        Ok(Self { fd, index, cpuid, msrs: host.msrs.clone(), xsave: host.xsave, _memory: vm.memory.clone() })
     }
 
     /// The registers that a kernel is entered with.

@@ -19,8 +19,8 @@ use crate::memory::GuestMemory;
 /// A virtual machine without its vCPUs.
 pub struct Vm {
     pub(super) fd: VmFd,
-    // KVM reads and writes it by address: it must not go before `fd`.
-    memory: GuestMemory,
+    // KVM reads and writes it by address: it must not go before `fd`, nor before the vCPUs, which have their own share.
+    pub(super) memory: GuestMemory,
 }
 
 /// What a machine has beside memory, vCPUs and devices.
@@ -79,8 +79,8 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
                 flags: if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             };
-            // SAFETY: the mapping is `self.memory`'s, which lives as long as the machine and is shared with it by
-            // volatile access only.
+            // SAFETY: the mapping is `self.memory`'s, which lives as long as the machine and its vCPUs do, and is
+            // shared with them by volatile access only.
             unsafe { self.fd.set_user_memory_region(region) }.called("KVM_SET_USER_MEMORY_REGION")?;
         }
         Ok(())

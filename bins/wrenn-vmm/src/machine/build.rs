@@ -28,16 +28,15 @@ impl Machine {
     ) -> Result<Self, Error> {
         let host = Host::open()?;
         let vm = empty(&host, config, memory.clone())?;
-        let mut lines = Vec::new();
-        let virtio = attach(&vm, devices, memory.clone(), discard, &mut lines)?;
-        let serial = Serial::new(serial_line(&vm, &mut lines)?, console);
+        let virtio = attach(&vm, devices, memory.clone(), discard)?;
+        let serial = Serial::new(serial_line(&vm)?, console);
 
         let kernel = boot::load(config, &memory, virtio.slots())?;
         let count = config.machine.vcpu_count;
         let vcpus =
             (0..count).map(|index| Vcpu::new(&host, &vm, index, count)).collect::<Result<Vec<_>, _>>()?;
-        boot::enter(&vcpus[0], &memory, &kernel)?;
-        Self::assemble(vm, vcpus, virtio, serial, Vec::new())
+        vcpus.first().map(|first| boot::enter(first, &memory, &kernel)).transpose()?;
+        Self::assemble(vm, vcpus, virtio, serial)
     }
 
     /// Puts everything as it was saved, memory aside, which is taken to be so already. The machine stands still.
@@ -56,27 +55,19 @@ impl Machine {
         state.check(config)?;
         let host = Host::open()?;
         let vm = empty(&host, config, memory.clone())?;
-        // An interrupt that was on its way when the machine was saved is in nobody's state: every line is raised once. A
-        // driver whose device has nothing to say shrugs.
-        let mut lines = Vec::new();
-        let virtio = attach(&vm, devices, memory, discard, &mut lines)?;
+        let virtio = attach(&vm, devices, memory, discard)?;
         virtio.restore(virtio_state)?;
-        let serial =
-            Serial::restore(&state.serial, serial_line(&vm, &mut lines)?, console).map_err(Error::State)?;
 
         let restore = |(index, state)| Vcpu::restore(&host, &vm, index, state);
         let vcpus = (0..).zip(&state.vcpus).map(restore).collect::<Result<Vec<_>, _>>()?;
         vm.restore(&state.vm)?;
-        Self::assemble(vm, vcpus, virtio, serial, lines)
+        // An interrupt that was on its way when the machine was saved is in nobody's state: the devices raise theirs
+        // again. This one does so now, when there are interrupt controllers to remember it; virtio's when they are unparked.
+        let serial = Serial::restore(&state.serial, serial_line(&vm)?, console).map_err(Error::State)?;
+        Self::assemble(vm, vcpus, virtio, serial)
     }
 
-    fn assemble(
-        vm: Vm,
-        vcpus: Vec<Vcpu>,
-        virtio: Virtio,
-        serial: Serial,
-        lines: Vec<EventFd>,
-    ) -> Result<Self, Error> {
+    fn assemble(vm: Vm, vcpus: Vec<Vcpu>, virtio: Virtio, serial: Serial) -> Result<Self, Error> {
         let ending = Arc::new(Ending::new().map_err(Error::Event)?);
         let serial = Arc::new(Mutex::new(serial));
         let mut buses = Buses::default();
@@ -87,7 +78,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let start = |vcpu| Thread::start(vcpu, buses.clone(), ending.clone());
         let vcpus = vcpus.into_iter().map(start).collect::<Result<_, _>>()?;
-        Ok(Self { vcpus, virtio, serial, lines, ending, running: false, vm })
+        Ok(Self { vcpus, virtio, serial, ending, running: false, vm })
     }
 }
 
@@ -98,25 +89,17 @@ fn empty(host: &Host, config: &Config, memory: GuestMemory) -> Result<Vm, Error>
     Ok(vm)
 }
 
-/// Connects the devices with KVM; what raises their interrupts is kept in `lines` too.
+/// Connects the devices with KVM.
 fn attach(
     vm: &Vm,
     devices: Devices,
     memory: GuestMemory,
     discard: Arc<dyn Discard>,
-    lines: &mut Vec<EventFd>,
 ) -> Result<Virtio, Error> {
-    let mut irq = |gsi| {
-        let event = vm.irq(gsi)?;
-        lines.push(event.try_clone()?);
-        Ok(event)
-    };
     let mut notify = |event: &EventFd, address, value| vm.notify(event, address, value);
-    Ok(Virtio::new(devices, memory, discard, &mut irq, &mut notify)?)
+    Ok(Virtio::new(devices, memory, discard, &mut |gsi| vm.irq(gsi), &mut notify)?)
 }
 
-fn serial_line(vm: &Vm, lines: &mut Vec<EventFd>) -> Result<Line, Error> {
-    let event = vm.irq(layout::SERIAL_IRQ).map_err(Error::Event)?;
-    lines.push(event.try_clone().map_err(Error::Event)?);
-    Ok(Line::new(event))
+fn serial_line(vm: &Vm) -> Result<Line, Error> {
+    vm.irq(layout::SERIAL_IRQ).map(Line::new).map_err(Error::Event)
 }
