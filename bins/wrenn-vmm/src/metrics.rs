@@ -13,7 +13,9 @@ use crate::output::Output;
 pub struct Count(AtomicU64);
 
 impl Count {
-    const ZERO: Self = Self(AtomicU64::new(0));
+    const fn zero() -> Self {
+        Self(AtomicU64::new(0))
+    }
 
     /// Counts `more`.
     pub fn add(&self, more: u64) {
@@ -28,7 +30,7 @@ macro_rules! metrics {
         pub struct Metrics { $($(#[$about])* pub $name: Count,)* }
 
         /// The program's counts.
-        pub static METRICS: Metrics = Metrics { $($name: Count::ZERO,)* };
+        pub static METRICS: Metrics = Metrics { $($name: Count::zero(),)* };
 
         impl Metrics {
             fn named(&self) -> Vec<(&'static str, u64)> {
