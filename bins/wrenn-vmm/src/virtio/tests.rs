@@ -8,6 +8,7 @@ mod machine;
 mod net;
 mod offload;
 mod park;
+mod ring;
 mod rng;
 mod transport;
 mod wire;

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::*;
 
@@ -193,6 +194,36 @@ fn a_flush_is_offered_by_writeback_only() {
         driver.start(u64::MAX);
         assert_eq!(request(&host, &mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]).0, VIRTIO_BLK_S_OK);
     }
+}
+
+#[test]
+fn a_flush_that_the_host_cannot_do_reaches_the_guest_and_keeps_a_snapshot_from_being_made() {
+    // A filter holds for the threads that this one starts too.
+    sys::netns::on_own_thread(|| {
+        let (_file, block) = disk(&pattern(8), CacheType::Writeback, false);
+        let (_other, unsafe_block) = disk(&pattern(8), CacheType::Unsafe, false);
+        fail([libc::SYS_fsync, libc::SYS_fdatasync]);
+        let host = Host::new(Devices { blocks: vec![unsafe_block, block], ..Devices::default() });
+        for (slot, status) in [(0, VIRTIO_BLK_S_OK), (1, VIRTIO_BLK_S_IOERR)] {
+            let mut driver = host.driver(slot);
+            driver.start(u64::MAX);
+            assert_eq!(request(&host, &mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]).0, status);
+        }
+        host.virtio.park().unwrap();
+        let error = host.virtio.save().unwrap_err();
+        assert!(
+            matches!(&error, Error::Flush { source, .. } if source.raw_os_error() == Some(libc::EIO)),
+            "{error}"
+        );
+    });
+}
+
+/// From here on these system calls fail in this thread.
+fn fail(calls: [i64; 2]) {
+    let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+    let (others, these) = (SeccompAction::Allow, SeccompAction::Errno(libc::EIO as u32));
+    let filter = SeccompFilter::new(rules, others, these, TargetArch::x86_64).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
 #[test]

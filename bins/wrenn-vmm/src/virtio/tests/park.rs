@@ -4,14 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use virtio_bindings::virtio_mmio::*;
-use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::balloon::{balloon, write_pages};
 use super::block::disk;
 use super::driver::*;
 use crate::config::CacheType;
-use crate::virtio::ring::{Outcome, QUEUE_SIZE, Ring};
 use crate::virtio::{Devices, Error, Rng, VirtioState};
 
 /// Balloon, disk and entropy.
@@ -53,35 +51,6 @@ fn what_is_asked_while_parked_is_done_after_even_if_the_notification_is_lost() {
         driver.wait(0, 1);
         assert_ne!(host.read(DATA, 64), [0; 64]);
     }
-}
-
-#[test]
-fn a_thread_that_is_to_park_begins_no_further_request() {
-    let host = Host::parked(Devices::default(), memory());
-    let (descriptors, avail, used) = (0x1_0000, 0x1_4000, 0x1_8000);
-    let state = QueueState {
-        max_size: QUEUE_SIZE,
-        size: QUEUE_SIZE,
-        ready: true,
-        desc_table: descriptors,
-        avail_ring: avail,
-        used_ring: used,
-        ..QueueState::default()
-    };
-    // Descriptor 0: a page to write. It is available.
-    host.write(descriptors, &[&DATA.to_le_bytes()[..], &4096_u32.to_le_bytes(), &[2, 0, 0, 0]].concat());
-    host.write(avail + 2, &1_u16.to_le_bytes());
-    let mut queue = Queue::try_from(state).unwrap();
-    let yielding = AtomicBool::new(true);
-    let mut ring = Ring::new(&mut queue, &host.memory, &yielding);
-    assert!(ring.pop().unwrap().is_none());
-    yielding.store(false, Ordering::SeqCst);
-    assert_eq!(ring.pop().unwrap().map(|chain| chain.writable.len()), Some(4096), "it is still there");
-    assert_eq!(
-        ring.finish().unwrap(),
-        Outcome { interrupt: false, again: true },
-        "it is to be looked at again"
-    );
 }
 
 #[test]

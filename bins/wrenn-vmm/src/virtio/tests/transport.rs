@@ -170,6 +170,26 @@ fn a_queue_that_the_driver_takes_back_rests() {
 }
 
 #[test]
+fn a_driver_is_interrupted_when_it_asked_to_be_and_not_before() {
+    let host = Host::new(rng());
+    let mut driver = host.driver(0);
+    driver.start(EVENT_IDX);
+    driver.ask_after(0, 10);
+    for _ in 0..9 {
+        driver.offer(0, &[writable(DATA, 1)]);
+        driver.kick(0);
+    }
+    while driver.used_index(0) < 9 {
+        std::thread::yield_now();
+    }
+    assert_eq!(driver.interrupted(NOTHING), None);
+    driver.offer(0, &[writable(DATA, 1)]);
+    driver.kick(0);
+    assert_eq!(driver.interrupted(LIMIT), Some(VIRTIO_MMIO_INT_VRING));
+    assert_eq!(driver.returned(0).len(), 10);
+}
+
+#[test]
 fn a_driver_that_tells_only_when_asked_to_is_never_forgotten() {
     let host = Host::new(rng());
     for features in [0, EVENT_IDX] {
