@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use sys::netns;
-use sys::tap::Tun;
+use sys::tap::{self, Tun};
 
 use super::driver::{Host, LIMIT, wait_readable};
 use crate::config::NetworkInterface;
@@ -23,16 +23,25 @@ pub fn interface(tap: &str, mac: Option<&str>) -> NetworkInterface {
     NetworkInterface { iface_id: "eth0".into(), host_dev_name: tap.into(), guest_mac: mac.map(Into::into) }
 }
 
-/// Runs `test` in a network namespace of its own, where there is a tap.
+/// Runs `test` in a network namespace of its own, where there is a tap; or says why it cannot.
 pub fn with_tap(test: impl FnOnce() + Send) {
-    netns::on_own_thread(|| {
-        netns::unshare_net().expect("as root");
-        Tun::open().unwrap().attach(TAP).unwrap().persist().unwrap();
-        // Else the kernel sends frames of its own, to find routers.
-        let ipv6 = format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6");
-        std::fs::write(ipv6, "1").unwrap_or_else(|error| eprintln!("IPv6 stays: {error}"));
+    let skipped = netns::on_own_thread(|| {
+        if let Err(error) = netns::unshare_net() {
+            return Some(format!("needs root, for a network namespace of its own: {error}"));
+        }
+        let tun = match Tun::open() {
+            Ok(tun) => tun,
+            Err(error) => return Some(format!("needs {}: {error}", tap::DEVICE)),
+        };
+        tun.attach(TAP).unwrap().persist().unwrap();
+        // Else the kernel sends frames of its own, to find routers. Where it knows no IPv6, there is no such file.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1");
         test();
+        None
     });
+    if let Some(reason) = skipped {
+        wrenn_tests::skip::report(std::thread::current().name().unwrap_or("a test"), &reason);
+    }
 }
 
 /// The tap passes frames on when this returns: it has a carrier already. In the other order it would get its queue from
