@@ -36,7 +36,9 @@ impl FromStr for Level {
             "debug" => LevelFilter::Debug,
             "trace" => LevelFilter::Trace,
             _ => {
-                return Err(format!("a log level is Off, Error, Warning, Info, Debug or Trace, not {text:?}"));
+                return Err(format!(
+                    "a log level is Off, Error, Warning, Info, Debug or Trace, not {text:?}"
+                ));
             }
         };
         Ok(Self(level))

@@ -8,11 +8,13 @@ use std::io::PipeWriter;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, socket};
 use nix::sys::socket::{setsockopt, sockopt::SendTimeout};
 use nix::sys::time::TimeVal;
@@ -62,6 +64,7 @@ impl Connected {
         let mut regions = Vec::new();
         let mut offset = 0;
         for (address, size) in ranges(memory)? {
+            keep_pages_small(address, size)?;
             // SAFETY: it is guest memory: accessed only by guests, system calls and volatile accesses.
             unsafe { uffd.register_range(address, size) }.map_err(Error::Register)?;
             regions.push(Region {
@@ -152,6 +155,18 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// A huge page put together around pages that came would make zeros of those that are missing: older kernels' khugepaged
+/// does that where `shmem_enabled` allows it.
+fn keep_pages_small(address: u64, size: u64) -> Result<(), Error> {
+    let Some(start) = NonNull::new(address as *mut libc::c_void) else { return Ok(()) };
+    // SAFETY: the advice changes no content and unmaps nothing.
+    match unsafe { madvise(start, size as usize, MmapAdvise::MADV_NOHUGEPAGE) } {
+        // A kernel without huge pages does not know the advice.
+        Ok(()) | Err(nix::Error::EINVAL) => Ok(()),
+        Err(errno) => Err(Error::Register(errno.into())),
     }
 }
 
