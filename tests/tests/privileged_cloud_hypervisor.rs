@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use sys::process::Process;
 use wrenn_tests::host::TestHost;
-use wrenn_tests::sandbox::{Counter, Sandbox};
+use wrenn_tests::sandbox::Sandbox;
 use wrenn_tests::vmm::Vmm;
 use wrenn_tests::{Value, json, kernel};
 
@@ -37,18 +37,18 @@ fn privileged_ten_templates_of_templates_hold_all_memory(host: &TestHost) {
     sandbox.mount_memory();
     sandbox.fill("/mem/a", 24);
     sandbox.fill("/random", 4);
-    let mut pid = sandbox.start_counting().pid;
+    let pid = sandbox.start_counting().pid;
     for generation in 1..=TEMPLATES {
         let mut sums = change(&sandbox, generation);
         if generation % 2 == 1 {
-            let count = counter(&sandbox, &pid).now();
+            let count = sandbox.counter(&pid).now();
             sandbox.pause();
             sandbox.resume();
             assert_eq!(look(&sandbox), sums, "generation {generation}, woken");
-            counter(&sandbox, &pid).counts_on(count);
+            sandbox.counter(&pid).counts_on(count);
             sums = change(&sandbox, generation + 100);
         }
-        let count = counter(&sandbox, &pid).now();
+        let count = sandbox.counter(&pid).now();
         let paused = sandbox.pause();
         assert_eq!(paused["snapshot"]["kind"], "full");
         let stored = paused["snapshot"]["diff"]["bytes"].as_u64().expect("diff.bytes");
@@ -61,20 +61,15 @@ fn privileged_ten_templates_of_templates_hold_all_memory(host: &TestHost) {
         assert_eq!(meta(&dir)["sandbox_dir"], "/tmp/wrenn-vm");
         let next = host.create_from(&format!("chain-{generation}"), &name, &[]);
         assert_eq!(look(&next), sums, "generation {generation}, launched");
-        counter(&next, &pid).counts_on(count);
+        next.counter(&pid).counts_on(count);
         host.step(&format!("generation {generation}: exact; its pause stores {} KiB", stored >> 10));
         // Nothing of the links before is needed.
         host.wrenn(["rm", &sandbox.id]).run().success();
         if generation > 1 {
             host.wrenn(["template", "rm", &format!("chain/t{}", generation - 1)]).run().success();
         }
-        pid = counter(&next, &pid).pid;
         sandbox = next;
     }
-}
-
-fn counter<'a>(sandbox: &'a Sandbox<'a>, pid: &str) -> Counter<'a> {
-    sandbox.counter(pid)
 }
 
 /// Overwrites and zeroes memory and some of the disk, in places that are others each time. Gives the checksums.

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -59,7 +60,8 @@ impl Partial {
     pub fn create(target: &Path) -> Result<Self, Error> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        // A guest's memory and disk are nobody else's to read.
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
         let file = file.map_err(Error::io("create", &path))?;
         Ok(Self { file, path, target: target.to_owned(), named: false })
     }
