@@ -6,6 +6,7 @@
 //! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
 //! - [`dump`]: a dump as it is being written, to interrupt it.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
+//! - [`recorded`]: Cloud Hypervisor's API as it was recorded, where there is no Cloud Hypervisor.
 //! - [`skip`]: a test that cannot run here says so.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod images;
 pub mod kernel;
 pub mod memory;
 pub mod program;
+pub mod recorded;
 pub mod sandbox;
 pub mod skip;
 pub mod vmm;

@@ -1,6 +1,8 @@
 //! Cloud Hypervisor 53.
 
 mod saved;
+#[cfg(test)]
+mod tests;
 mod workdir;
 
 use std::fs::{self, File};
