@@ -43,7 +43,10 @@ impl Bench {
     }
 
     pub fn launch(&self, verb: &str) -> Program {
-        self.roots.program("wrenn-launch").args([verb]).env("WRENN_FIRECRACKER", program::path("fake-vmm"))
+        let launch = self.roots.program("wrenn-launch").args([verb]);
+        launch
+            .env("WRENN_FIRECRACKER", program::path("fake-vmm"))
+            .env("WRENN_CLOUD_HYPERVISOR", program::path("fake-cloud-hypervisor"))
     }
 
     /// A verb with a document on its stdin.

@@ -76,11 +76,11 @@ impl Driver for CloudHypervisor {
 
     fn examine(&self, load: &Load) -> Result<PathBuf, Error> {
         let saved = Saved::read(load.dir.path())?;
+        let disk = saved.disk()?;
+        workdir::check(load.dir.path(), disk)?;
         // A file cut short would be read as zeros, or end the VMM at its first missing page.
         saved.check_memory(&load.memory.0.path().join(&load.memory.1))?;
         saved.config(load.tap.as_deref())?;
-        let disk = saved.disk()?;
-        workdir::check(load.dir.path(), disk)?;
         Ok(disk.into())
     }
 
