@@ -160,11 +160,11 @@ fn obey(mut vcpu: Vcpu, orders: &Receiver<Order>, buses: &Buses, ending: &Ending
                 if std::mem::take(&mut running) {
                     // The guest's watchdogs forgive the time it stands still. EINVAL: it has no such clock.
                     let _ = vcpu.fd.kvmclock_ctrl();
+                    settle(&mut vcpu.fd, buses, ending);
                 }
                 let _ = paused.send(());
             }
             Ok(Order::Save(answer)) => {
-                inject_fired_timers(&mut vcpu.fd);
                 let _ = answer.send(vcpu.save());
             }
             Err(TryRecvError::Disconnected) => return,
@@ -177,13 +177,14 @@ fn obey(mut vcpu: Vcpu, orders: &Receiver<Order>, buses: &Buses, ending: &Ending
     }
 }
 
-/// A timer that fires while the vCPU stands still is remembered outside of the state that can be read, until KVM_RUN puts
-/// it into the local APIC. With `immediate_exit` KVM would not get there; with a signal pending it does, and runs no
-/// instruction.
-fn inject_fired_timers(vcpu: &mut VcpuFd) {
+/// Has KVM do what it would do before the guest's next instruction: write the guest's clock and its account of stolen time,
+/// and put a timer that has fired into the local APIC. With `immediate_exit` it would not get there; with a signal pending
+/// it does, and runs no instruction. From here on nothing writes to the paused guest's memory. (A timer that fires later
+/// is in the saved state as one that is due: KVM fires it when the state is set.)
+fn settle(vcpu: &mut VcpuFd, buses: &Buses, ending: &Ending) {
     // SAFETY: raise has no preconditions; the signal is blocked in this thread, so that it stays pending.
     unsafe { libc::raise(SIGRTMIN()) };
-    let _ = vcpu.run();
+    exits::run(vcpu, buses, ending);
     forget_kicks();
 }
 
