@@ -113,3 +113,26 @@ fn a_template_of_cloud_hypervisor_has_all_memory_in_one_file_and_the_first_sandb
         assert!(!bench.path("third").exists());
     }
 }
+
+#[test]
+fn little_of_a_full_file_is_copied_and_the_raw_file_goes_when_nothing_can_be_undone() {
+    let bench = Bench::new();
+    let mut pages: Vec<u8> = (1..=64).collect();
+    bench.full("raw", &pages);
+    bench.done("pack raw=@raw dir=@one kind=full");
+    pages[7] = 200;
+    let written = bench.full("raw", &pages);
+    let unread = bench.program("pack raw=@raw dir=@two kind=full parent=@one").run_unread();
+    assert_ne!(unread, Some(0));
+    assert_eq!(fs::read(bench.path("raw")).unwrap(), written, "undone, it is there as it was");
+    assert!(!bench.path("two").exists());
+
+    let packed = bench.done("pack raw=@raw dir=@two kind=full parent=@one");
+    assert!(!bench.path("raw").exists() && packed.get("raw").is_none(), "{packed}");
+    let diff = bench.path("two").join(format!("memfile.{}", packed["build"].as_str().unwrap()));
+    assert_eq!(diff.metadata().unwrap().len(), PAGE as u64, "what is stored, end to end");
+    assert_eq!(bench.memory("two"), pages);
+    bench.full("raw", &pages);
+    bench.done("pack raw=@raw dir=@three kind=full parent=@one mode=copy");
+    assert!(bench.path("raw").exists(), "a copy that was asked for leaves it");
+}

@@ -38,7 +38,7 @@ pub const VERB: Verb = Verb {
         Field::may(
             "mode",
             Type::OneOf(&["auto", "inplace", "copy"]),
-            "inplace: raw becomes the diff file; auto (the default): that, where raw and dir share a file system",
+            "inplace: raw becomes the diff file; auto (the default): that, or a copy of it if little is stored, where raw and dir share a file system",
         ),
         Field::may("build", Type::String, "the new diff file's UUID; default random"),
         Field::may(
@@ -76,7 +76,8 @@ pub enum Kind {
 /// Where the diff file comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// In place where a hard link can be made, else a copy.
+    /// In place where a hard link can be made, else a copy. Where that can be made, but little of a full file is stored
+    /// because its parent has the rest, that little is copied and the raw file goes.
     Auto,
     /// The raw file becomes the diff file.
     Inplace,
@@ -114,8 +115,8 @@ pub struct Packed {
     pub header: Header,
     /// How many blocks are stored, zero and inherited.
     pub blocks: Blocks,
-    /// Whether the raw file became the diff file.
-    pub in_place: bool,
+    /// Whether the raw file is used up: it became the diff file, or went once little of it was copied.
+    pub raw_used: bool,
 }
 
 /// Counts of blocks.
@@ -139,8 +140,8 @@ impl Blocks {
 fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let started = Instant::now();
     let request = Pack::read(call)?;
-    let Packed { header, blocks, in_place } = pack(&request, call.undo)?;
-    if in_place {
+    let Packed { header, blocks, raw_used } = pack(&request, call.undo)?;
+    if raw_used {
         forget_raw(call);
     }
     answer(call, &request.dir, &header, blocks, started);

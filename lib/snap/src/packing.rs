@@ -7,7 +7,7 @@ use uuid::Uuid;
 use wire::Undo;
 
 use crate::header::{self, BLOCK_SIZES, Header, Record};
-use crate::pack::{Blocks, Kind, Pack, Packed};
+use crate::pack::{Blocks, Kind, Mode, Pack, Packed};
 use crate::scan::{Fate, Run, Scan, Scanned};
 use crate::spans::Spans;
 use crate::{Error, Image, directory, place, plain, store, sums};
@@ -32,8 +32,10 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
 
     place::create_dir("dir", &request.dir, undo)?;
     let target = directory::diff_path(&request.dir, build);
-    let claimed = store::claim(&request.raw, &target, request.mode, undo)?;
-    let in_place = claimed.is_some();
+    // How much of a full file its parent has is known only when it has been read.
+    let late = request.mode == Mode::Auto && request.kind == Kind::Full && parent.is_some();
+    let claim = |undo: &mut Undo| store::claim(&request.raw, &target, request.mode, undo);
+    let early = if late { None } else { claim(undo)? };
     let scan = Scan {
         raw: &raw.file,
         path: &request.raw,
@@ -42,12 +44,17 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         parent: parent.as_ref().map(|parent| &parent.image),
         sums: request.checksums,
         // A full file without its zeros still reads the same; a diff does not.
-        punch: claimed.as_ref().filter(|_| request.kind == Kind::Full && parent.is_none()),
+        punch: early.as_ref().filter(|_| request.kind == Kind::Full && parent.is_none()),
     };
     let Scanned { runs, sums } = scan.run()?;
+    // Making holes of what is not stored takes longer than copying a little that is.
+    let copied = late && store::is_little(&runs);
+    let claimed = if late && !copied { claim(undo)? } else { None };
+    let claimed = early.as_ref().or(claimed.as_ref());
+    let in_place = claimed.is_some();
     let records = records(&runs, build, in_place, parent.as_ref());
     let job = store::Job { scan: &scan, runs: &runs, records: &records, build, target: &target };
-    match &claimed {
+    match claimed {
         Some(file) => job.in_place(&request.raw, file, undo)?,
         None => job.copy(undo)?,
     }
@@ -69,11 +76,14 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     }
     wire::check_interrupt()?;
     store::publish(&request.dir, &header, undo)?;
-    if in_place {
+    let raw_used = if in_place {
         store::release(&request.raw, &target, undo)?;
-    }
+        true
+    } else {
+        copied && store::take_away(&request.raw, &target, undo)?
+    };
     let blocks = count(&runs, block_size);
-    Ok(Packed { header, blocks, in_place })
+    Ok(Packed { header, blocks, raw_used })
 }
 
 struct Raw {

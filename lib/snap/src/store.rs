@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -74,6 +74,27 @@ pub fn release(raw: &Path, target: &Path, undo: &mut Undo) -> Result<(), Error> 
         fs::hard_link(from, &to).map_err(|error| Error::io("give back", to)(error).into())
     });
     Ok(())
+}
+
+/// Whether less than a quarter of the raw file's data is stored.
+pub fn is_little(runs: &[Run]) -> bool {
+    let of = |wanted: fn(&&Run) -> bool| runs.iter().filter(wanted).map(Run::length).sum::<u64>();
+    of(|run| run.data && run.fate == Fate::Stored) < of(|run| run.data) / 4
+}
+
+/// Lets a raw file go of which all that matters was copied, once nothing can be undone any more: if it could have been
+/// packed in place, by a name beside `target`. Returns whether it goes.
+///
+/// # Errors
+/// What looking at it said.
+pub fn take_away(raw: &Path, target: &Path, undo: &mut Undo) -> Result<bool, Error> {
+    let metadata = |path: &Path| fs::symlink_metadata(path).map_err(Error::io("examine", path));
+    let (one, other) = (metadata(raw)?, metadata(target)?);
+    let goes = one.is_file() && one.dev() == other.dev();
+    if goes {
+        place::remove_at_commit(raw, undo);
+    }
+    Ok(goes)
 }
 
 /// The diff file to be made.

@@ -108,8 +108,8 @@ impl Chain {
         let mut undo = Undo::default();
         let packed = pack(&request, &mut undo).unwrap();
         undo.commit();
-        assert_eq!(packed.in_place, mode != Mode::Copy);
-        assert_eq!(raw.exists(), !packed.in_place, "in place uses the raw file up");
+        assert_eq!(packed.raw_used, mode != Mode::Copy);
+        assert_eq!(raw.exists(), !packed.raw_used, "in place uses the raw file up");
         assert_eq!(packed.header.generation, generation);
         let _ = fs::remove_file(raw);
         // The new snapshot is complete in itself.
