@@ -73,11 +73,6 @@ pub fn abilities(document: &Document) -> Result<Abilities, wire::Error> {
     Ok(driver.abilities())
 }
 
-/// Names of a VMM's state in a snapshot's directory; `None` when there is no driver of that name.
-pub fn state_files(vmm: &str) -> Option<&'static [&'static str]> {
-    ALL.iter().find(|driver| driver.name() == vmm).map(|driver| driver.state_files())
-}
-
 /// Which VMM a snapshot is of, by the state that lies in its directory.
 pub fn vmm_of_snapshot(dir: &Path) -> Option<&'static str> {
     of_snapshot(dir).map(Driver::name)
@@ -122,7 +117,6 @@ mod tests {
                 assert_eq!(vmm_of_snapshot(dir.path()), None, "not without {file}");
                 std::fs::write(dir.path().join(file), "").unwrap();
             }
-            assert_eq!(state_files(vmm), Some(files));
             assert_eq!(vmm_of_snapshot(dir.path()), Some(vmm));
             document.set("vmm_path", "/bin/sh");
             document.remove("spec");

@@ -19,15 +19,6 @@ use crate::section::Vm;
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_millis(200);
 
-/// Whether the memory of the document's VM is all there, so that a snapshot can be taken. Always so of a VMM that takes
-/// its memory from a page server: what is still missing is fetched then.
-///
-/// # Errors
-/// `invalid` when a field of section `vm` is missing or wrong; by errno when the VMM may not be looked at.
-pub fn memory_is_complete(document: &Document) -> Result<bool, wire::Error> {
-    Ok(is_complete(&Vm::read(document)?)?)
-}
-
 /// Waits until the memory of the document's VM is all there. The VM is left alone; whoever wants it to be done soon
 /// leaves the guest running and its balloon as it is.
 ///
@@ -39,6 +30,8 @@ pub fn await_memory(document: &Document, host: &Host, limit: Duration) -> Result
     Ok(await_of(&Vm::read(document)?, host, &id, limit)?)
 }
 
+/// Whether all memory is there, so that a snapshot can be taken. Always so of a VMM that takes its memory from a page
+/// server: what is still missing is fetched then.
 pub(crate) fn is_complete(vm: &Vm) -> Result<bool, Error> {
     if vm.driver.abilities().page_server {
         return Ok(true);

@@ -27,8 +27,8 @@ mod stop;
 mod tool;
 mod wait;
 
-pub use choose::{Choice, abilities, choose, state_files, vmm_of_snapshot};
-pub use complete::{await_memory, memory_is_complete};
+pub use choose::{Choice, abilities, choose, vmm_of_snapshot};
+pub use complete::await_memory;
 pub use driver::Abilities;
 pub use error::Error;
 pub use owner::find;
