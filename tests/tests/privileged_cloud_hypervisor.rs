@@ -90,7 +90,7 @@ fn change(sandbox: &Sandbox, generation: u32) -> String {
 
 /// Checksums of all that [`change`] changes, the disk's past the guest's memory.
 fn look(sandbox: &Sandbox) -> String {
-    sandbox.sh("cd /mem; for file in a [0-9]; do md5sum $file; done
+    sandbox.sh("cd /mem; for file in a [0-9]; do [ ! -f $file ] || md5sum $file; done
                 dd if=/random bs=1M iflag=direct status=none | md5sum")
 }
 
@@ -118,8 +118,6 @@ fn privileged_sandboxes_of_every_vmm_live_side_by_side(host: &TestHost) {
     let counts = still(&vec![0; vmms.len()]);
 
     host.step("all pause and wake at once");
-    let counts: Vec<_> =
-        counters.iter().zip(counts).map(|(counter, count)| counter.counts_on(count)).collect();
     at_once(&sandboxes, |sandbox| {
         let paused = sandbox.pause();
         assert_eq!(paused["snapshot"]["kind"], "full");
