@@ -6,29 +6,34 @@ use wrenn_tests::memory::{self, GuestMemory};
 use wrenn_tests::sandbox::Sandbox;
 
 // Cloud Hypervisor's long chain is a test of its own.
-wrenn_tests::on_every_vmm_like_firecracker![privileged_thirty_generations_keep_every_checksum];
+wrenn_tests::on_every_vmm_like_firecracker![privileged_many_generations_keep_every_checksum];
 wrenn_tests::tests_on!(
     wrenn_vmm_2_vcpus,
     WrennVmm,
     2,
     TestHost,
-    privileged_thirty_generations_keep_every_checksum
+    privileged_many_generations_keep_every_checksum
 );
 
-const GENERATIONS: u32 = 30;
 const MEMORY_MIB: usize = 128;
+
+/// More than a chain of diffs grows to before it is merged. `WRENN_TEST_GENERATIONS` asks for another number.
+const GENERATIONS: u32 = 12;
 
 /// The oracle, which takes its time, looks at every so manieth.
 const ORACLE: u32 = 6;
 
-fn privileged_thirty_generations_keep_every_checksum(host: &TestHost) {
+fn privileged_many_generations_keep_every_checksum(host: &TestHost) {
     let sandbox = host.boot("many", &["--memory", &MEMORY_MIB.to_string(), "--disk", "256"]);
     sandbox.sh("mkdir -p /mem; mount -t tmpfs -o size=60m none /mem
                 dd if=/dev/urandom of=/mem/a bs=1M count=16 status=none
                 dd if=/dev/urandom of=/random bs=1M count=4 conv=fsync status=none");
     let counter = sandbox.start_counting();
     let mut kinds = Vec::new();
-    for generation in 1..=GENERATIONS {
+    let asked = std::env::var("WRENN_TEST_GENERATIONS").ok();
+    for generation in
+        1..=asked.map_or(GENERATIONS, |text| text.parse().expect("WRENN_TEST_GENERATIONS: a number"))
+    {
         let sums = change(&sandbox, generation);
         let count = counter.now();
         // The VM is frozen before the supervisor freezes it: what is read now is what it will dump.
