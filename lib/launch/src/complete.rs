@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wire::{Document, Host, Id};
 
-use crate::Error;
 use crate::section::Vm;
+use crate::{Error, owner};
 
 /// How often is looked: nothing tells when another process closes a descriptor.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -50,9 +50,10 @@ pub(crate) fn await_of(vm: &Vm, host: &Host, id: &Id, limit: Duration) -> Result
     let mut pause = FIRST_LOOK;
     loop {
         match is_complete(vm) {
-            Ok(true) => return Ok(()),
-            Ok(false) if Instant::now() >= deadline => return Err(Error::Lazy),
-            Ok(false) => {}
+            // A process that is ending has nothing open any more.
+            Ok(true) if !owner::is_ending(vm.process.pid) => return Ok(()),
+            Ok(_) if Instant::now() >= deadline => return Err(Error::Lazy),
+            Ok(_) => {}
             // Seen for what it is below.
             Err(_) if !vm.process.is_alive() => {}
             Err(error) => return Err(error),
