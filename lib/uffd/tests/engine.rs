@@ -104,7 +104,9 @@ fn discarded_memory_that_is_read_in_order_comes_back_in_few_faults_and_what_was_
         let written = scope.spawn(|| {
             memory.discard(0, 1000 * PAGE).unwrap();
             // Out of order: each of these is one fault and one page.
-            [700, 90, 305, 307, 999].map(|index| memory.store(index * PAGE + 7, index as u8));
+            [700, 90, 305, 307, 999]
+                .into_iter()
+                .for_each(|index| memory.store(index * PAGE + 7, index as u8));
         });
         serve_while(&mut engine, written);
         assert_eq!((engine.counts().faults, engine.counts().zeroed), (5, 5 + ZEROS_OF_1024));
