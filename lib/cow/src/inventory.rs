@@ -110,6 +110,9 @@ fn live_dirs(root: &Path) -> Result<Vec<Live>, Error> {
         let dir = owner::live_dir(&entry.path());
         if dir.is_dir() {
             found.push(Live { id, files: live::files(&dir), dir });
+        } else if std::fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_none()) {
+            // Who was to make the other one in it was killed.
+            found.push(Live { id, files: Vec::new(), dir: entry.path() });
         }
     }
     found.sort_by(|one, other| one.id.cmp(&other.id));

@@ -68,7 +68,6 @@ pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
 
 /// Removes the directory of live files, and the sandbox's own, if nothing is in them.
 pub(crate) fn remove_dir(owner: &Owner) {
-    if std::fs::remove_dir(owner.live_dir()).is_ok() {
-        let _ = std::fs::remove_dir(owner.dir());
-    }
+    let _ = std::fs::remove_dir(owner.live_dir());
+    let _ = std::fs::remove_dir(owner.dir());
 }
