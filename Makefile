@@ -32,7 +32,7 @@ lint: ## formatting, clippy and shellcheck, as CI runs them
 	cargo clippy --workspace --all-targets -- -D warnings
 	shellcheck --severity=warning $$(git ls-files scripts .ci)
 
-lifecycle: build image ## one sandbox's whole life in the lab, by pipes and jq (wants WRENN_FIRECRACKER)
+lifecycle: build image ## one sandbox's whole life in the lab, by pipes and jq (WRENN_VMM says on which)
 	scripts/lab scripts/lifecycle.sh
 
 bench: ## the benchmarks, each beside what it is compared with
