@@ -86,18 +86,6 @@ pub fn find(what: &str, places: &[Vec<u8>], image: &Path) -> usize {
     }
 }
 
-/// Whether a paused guest's memory stood still between two looks. KVM itself may have written a few bytes when the vCPUs' state
-/// was taken: the guest's clock, and each vCPU's account of stolen time.
-pub fn stood_still(before: &[u8], after: &[u8], vcpus: u32) -> bool {
-    let pages = before.chunks(PAGE).zip(after.chunks(PAGE)).filter(|(before, after)| before != after);
-    let bytes = pages.map(|(before, after)| before.iter().zip(after).filter(|(b, a)| b != a).count());
-    let vcpus = vcpus as usize;
-    let of_kvm: Vec<_> = bytes.take(vcpus + 2).collect();
-    before.len() == after.len()
-        && of_kvm.len() <= 1 + vcpus
-        && of_kvm.iter().all(|bytes| *bytes <= 32 * vcpus)
-}
-
 /// Which pages differ and how.
 fn differences(what: &str, memory: &[u8], unpacked: &[u8]) -> String {
     let pages = memory.chunks(PAGE).zip(unpacked.chunks(PAGE)).enumerate();
