@@ -1,22 +1,6 @@
-//! The thin supervisor: it keeps the documents, resolves names to paths, and runs the pipes of docs/wrenn.md by calling the
-//! other programs' verbs in process. See `wrenn --help` and docs/wrenn.md.
+//! Sandboxes by name: see `wrenn --help`.
 #![forbid(unsafe_code)]
 
-mod copy;
-mod create;
-mod doctor;
-mod exec;
-mod gc;
-mod list;
-mod pause;
-mod resume;
-mod rm;
-mod sandbox;
-mod shutdown;
-mod snapshot;
-mod table;
-mod template;
-
 fn main() -> std::process::ExitCode {
-    wire::main(&table::TOOL)
+    wire::main(&supervisor::TOOL)
 }

@@ -1,0 +1,20 @@
+//! The thin supervisor: it keeps the documents, resolves names to paths, and runs the pipes of docs/wrenn.md by calling the
+//! other programs' verbs in process.
+#![forbid(unsafe_code)]
+
+mod copy;
+mod create;
+mod doctor;
+mod exec;
+mod gc;
+mod list;
+mod pause;
+mod resume;
+mod rm;
+mod sandbox;
+mod shutdown;
+mod snapshot;
+mod table;
+mod template;
+
+pub use table::TOOL;
