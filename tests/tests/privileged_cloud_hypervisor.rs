@@ -222,6 +222,7 @@ fn privileged_whoever_is_killed_during_a_launch_leaves_a_clean_host_and_the_temp
         let refused = host.wrenn(["create", "--id", "clone", "--template", name]).run();
         let error = refused.status_is(2).reply()["error"].take();
         assert_eq!(error["code"], "launch.sandbox_dir", "{error}");
+        assert_eq!(error["tool"], "wrenn", "refused before anything is made for it: {error}");
         assert!(error["message"].as_str().is_some_and(|text| text.contains(said)), "{error}");
         assert_eq!(host.ids(), [""; 0]);
         host.assert_clean();

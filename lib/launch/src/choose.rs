@@ -50,15 +50,17 @@ pub fn choose(document: &Document) -> Result<Choice, wire::Error> {
 /// As [`choose`]; `not_found` when no VMM's state is there; `invalid` when it is not that of `spec.vmm`.
 pub(crate) fn for_snapshot(document: &Document, dir: &Path) -> Result<Choice, wire::Error> {
     let asked = driver::of_spec(document)?;
-    let driver = of_snapshot(dir).ok_or_else(|| Error::NoState {
-        dir: dir.into(),
-        files: ALL.iter().map(|driver| driver.state_files().join(" and ")).collect::<Vec<_>>().join("; "),
-    })?;
+    let driver = of_snapshot(dir).ok_or_else(|| no_state(dir))?;
     if let Some(asked) = asked.filter(|asked| asked.name() != driver.name()) {
         let dir = dir.into();
         return Err(Error::OtherVmm { dir, vmm: driver.name(), asked: asked.name() }.into());
     }
     Ok(Choice { driver, program: driver.program().find(document)? })
+}
+
+fn no_state(dir: &Path) -> Error {
+    let files = ALL.iter().map(|driver| driver.state_files().join(" and ")).collect::<Vec<_>>().join("; ");
+    Error::NoState { dir: dir.into(), files }
 }
 
 /// What the VMM of a sandbox can do: the one it has, else the one it is to have.
@@ -71,6 +73,16 @@ pub fn abilities(document: &Document) -> Result<Abilities, wire::Error> {
         None => driver::of_spec(document)?.ok_or_else(|| wire::Error::field("spec.vmm", "missing"))?,
     };
     Ok(driver.abilities())
+}
+
+/// Checks that the snapshot in `dir` is one that a VMM can be asked to load: its VMM's state is there, and its root disk
+/// has a place that can be made. Nothing is touched.
+///
+/// # Errors
+/// `not_found` when no VMM's state is there; `invalid` or `corrupt` when the disk's place cannot be made or is not told.
+pub fn check_snapshot(dir: &Path) -> Result<(), wire::Error> {
+    let driver = of_snapshot(dir).ok_or_else(|| no_state(dir))?;
+    Ok(driver.disk_place(dir).map(drop)?)
 }
 
 /// Which VMM a snapshot is of, by the state that lies in its directory.

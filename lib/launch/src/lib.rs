@@ -27,7 +27,7 @@ mod stop;
 mod tool;
 mod wait;
 
-pub use choose::{Choice, abilities, choose, vmm_of_snapshot};
+pub use choose::{Choice, abilities, check_snapshot, choose, vmm_of_snapshot};
 pub use complete::await_memory;
 pub use driver::Abilities;
 pub use error::Error;

@@ -18,7 +18,8 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let net = Net::find(call.document)?;
     let (choice, load) = snapshot(call.document, net.as_ref())?;
     // Everything about the snapshot that can be refused is refused here.
-    let disk_path = choice.driver.examine(&load)?;
+    let disk_path = choice.driver.disk_place(load.dir.path())?;
+    choice.driver.examine(&load)?;
     let workdir = disk_path.parent().unwrap_or(&disk_path).to_owned();
     let shown = vec![(disk(call.document)?, disk_path)];
 

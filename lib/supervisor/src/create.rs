@@ -64,6 +64,7 @@ fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template)
     let path = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     document.set("rootfs", path(template.rootfs()));
     if template.is_snapshot() {
+        launch::check_snapshot(&template.dir)?;
         document.set("snapshot", wire::json!({"dir": path(template.dir.clone())}));
     } else {
         kernel(request, host, &mut document)?;

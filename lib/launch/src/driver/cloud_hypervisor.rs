@@ -74,14 +74,18 @@ impl Driver for CloudHypervisor {
         MEMORY
     }
 
-    fn examine(&self, load: &Load) -> Result<PathBuf, Error> {
-        let saved = Saved::read(load.dir.path())?;
+    fn disk_place(&self, dir: &Path) -> Result<PathBuf, Error> {
+        let saved = Saved::read(dir)?;
         let disk = saved.disk()?;
-        workdir::check(load.dir.path(), disk)?;
+        workdir::check(dir, disk)?;
+        Ok(disk.into())
+    }
+
+    fn examine(&self, load: &Load) -> Result<(), Error> {
+        let saved = Saved::read(load.dir.path())?;
         // A file cut short would be read as zeros, or end the VMM at its first missing page.
         saved.check_memory(&load.memory.0.path().join(&load.memory.1))?;
-        saved.config(load.tap.as_deref())?;
-        Ok(disk.into())
+        saved.config(load.tap.as_deref()).map(drop)
     }
 
     fn version(&self, api: &mut Api) -> Result<String, Error> {

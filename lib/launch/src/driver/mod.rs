@@ -31,9 +31,13 @@ pub(crate) trait Driver: Sync {
     fn state_files(&self) -> &'static [&'static str];
     /// Name of the plain memory file in a snapshot's directory.
     fn memory_file(&self) -> &'static str;
-    /// Looks at a snapshot before anything is started for it. Says where its root disk has to be.
-    fn examine(&self, _: &Load) -> Result<PathBuf, Error> {
+    /// Where the root disk of the snapshot in `dir` has to be, if that is a place where it can be shown.
+    fn disk_place(&self, _dir: &Path) -> Result<PathBuf, Error> {
         Ok(Path::new(WORKDIR).join(DISK))
+    }
+    /// Looks at the rest of a snapshot before anything is started for it.
+    fn examine(&self, _: &Load) -> Result<(), Error> {
+        Ok(())
     }
 
     /// Its version.

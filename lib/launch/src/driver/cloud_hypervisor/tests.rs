@@ -179,7 +179,11 @@ fn a_restore_reads_our_copy_of_the_machine_and_the_snapshots_own_state_and_memor
     for (lazy, memory) in [(true, "paused, lazy"), (false, "paused")] {
         let mut vmm = Vmm::start();
         let (load, root) = vmm.to_load(lazy);
-        assert_eq!(CloudHypervisor.examine(&load).unwrap(), Path::new("/tmp/wrenn-vm/rootfs.ext4"));
+        assert_eq!(
+            CloudHypervisor.disk_place(load.dir.path()).unwrap(),
+            Path::new("/tmp/wrenn-vm/rootfs.ext4")
+        );
+        CloudHypervisor.examine(&load).unwrap();
         CloudHypervisor.load(&mut vmm.api, &load, &root).unwrap();
         assert_eq!(vmm.recorded.lock().unwrap().state, memory);
         assert_eq!(vmm.state(), State::Paused);
