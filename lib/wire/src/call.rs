@@ -64,7 +64,7 @@ impl Call<'_> {
     pub fn emit(&mut self, event: &str, fields: Value) -> Result<(), Error> {
         let mut line = crate::Map::new();
         line.insert("event".into(), event.into());
-        line.insert("at".into(), timestamp().into());
+        line.insert("at".into(), crate::timestamp().into());
         if let Value::Object(fields) = fields {
             line.extend(fields);
         }
@@ -82,39 +82,4 @@ pub(crate) fn print_line(value: &Value, pretty: bool) -> Result<(), Error> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
         Error::new(Kind::Peer, "wire.reply_lost", "the reply cannot be delivered").detail(error)
     })
-}
-
-/// Now, as RFC 3339 in UTC with milliseconds.
-pub fn timestamp() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format_timestamp(now.as_millis() as u64)
-}
-
-/// Milliseconds since 1970 as RFC 3339. The civil date is Howard Hinnant's `civil_from_days`.
-fn format_timestamp(ms: u64) -> String {
-    let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let mp = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second, milli) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60, rest % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::format_timestamp;
-
-    #[test]
-    fn timestamps_are_those_of_the_calendar() {
-        // `date -u -d @SECONDS`
-        assert_eq!(format_timestamp(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(format_timestamp(951_782_400_123), "2000-02-29T00:00:00.123Z");
-        assert_eq!(format_timestamp(1_795_309_323_456), "2026-11-22T01:02:03.456Z");
-    }
 }

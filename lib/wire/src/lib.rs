@@ -18,10 +18,11 @@ mod names;
 mod run;
 mod schema;
 mod tail;
+mod time;
 mod tool;
 mod undo;
 
-pub use call::{Call, Reply, timestamp};
+pub use call::{Call, Reply};
 pub use document::Document;
 pub use error::{Error, Fault, Kind};
 pub use fields::{Fields, FromField};
@@ -30,6 +31,7 @@ pub use names::{Id, TemplateName};
 pub use run::{main, run};
 pub use serde_json::{Map, Value, json};
 pub use tail::last_lines;
+pub use time::{now_ms, parse_timestamp, timestamp};
 pub use tool::{Field, Input, LockOf, Options, Tool, Type, Verb};
 pub use undo::Undo;
 

@@ -30,7 +30,7 @@ impl Log for Logger {
         let level = record.level().as_str().to_ascii_lowercase();
         let message = record.args().to_string();
         let line = if self.json {
-            json!({"at": crate::call::timestamp(), "level": level, "tool": self.tool, "message": message})
+            json!({"at": crate::timestamp(), "level": level, "tool": self.tool, "message": message})
                 .to_string()
         } else {
             format!("{}: {level}: {message}", self.tool)

@@ -156,7 +156,7 @@ impl Program<'_> {
             // Events are out already: the last one says how it ended.
             Err(Failed { error, emitted: true }) => {
                 log::error!("{error}");
-                let event = json!({"event": "failed", "at": crate::call::timestamp(),
+                let event = json!({"event": "failed", "at": crate::timestamp(),
                                    "error": error.to_json(self.tool.name, self.verb.name)});
                 (error.kind.status(), print_line(&event, false).is_ok())
             }
