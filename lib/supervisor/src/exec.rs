@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use guest::Agent;
 use guest::exec::{Command, Event, event_json};
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Reply, Value};
@@ -10,7 +12,8 @@ use crate::sandbox::Sandbox;
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let json: bool = call.document.find("json")?.unwrap_or(false);
-    let stdin: bool = call.document.find("stdin")?.unwrap_or(false);
+    let mut input = Some(Input::of(call.document)?);
+    let stdin = !matches!(input, Some(Input::None));
     let mut request = call.document.clone();
     request.remove("stdin");
     let document = active(call.host, call.id()?, call.options)?;
@@ -24,7 +27,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let mut status = 0;
     while let Some(event) = running.next_event()? {
         match &event {
-            Event::Start { pid } if stdin => feed(&agent, &command, *pid),
+            Event::Start { pid } => feed(&agent, &command, *pid, input.take()),
             Event::End(end) => status = end.exit_code.clamp(0, 255) as u8,
             _ => {}
         }
@@ -65,12 +68,45 @@ fn pass_on(event: &Event) -> Result<(), Error> {
     })
 }
 
-fn feed(agent: &Agent, command: &Command, pid: u32) {
+/// What the command reads on its stdin.
+enum Input {
+    None,
+    /// This program's stdin.
+    Own,
+    /// What the request carries.
+    Given(Vec<u8>),
+}
+
+impl Input {
+    fn of(request: &Document) -> Result<Self, Error> {
+        let own: bool = request.find("stdin")?.unwrap_or(false);
+        let text: Option<String> = request.find("input")?;
+        let bytes: Option<String> = request.find("input_base64")?;
+        match (own, text, bytes) {
+            (false, None, None) => Ok(Self::None),
+            (true, None, None) => Ok(Self::Own),
+            (false, Some(text), None) => Ok(Self::Given(text.into_bytes())),
+            (false, None, Some(text)) => match BASE64.decode(text) {
+                Ok(bytes) => Ok(Self::Given(bytes)),
+                Err(error) => Err(Error::field("input_base64", error)),
+            },
+            _ => Err(Error::field("input", "only one of stdin, input and input_base64 can be given")),
+        }
+    }
+}
+
+fn feed(agent: &Agent, command: &Command, pid: u32, input: Option<Input>) {
     let (agent, user) = (agent.clone(), command.user.clone());
-    std::thread::spawn(move || {
-        let fed = guest::exec::Running::feed(&agent, user.as_deref(), pid, std::io::stdin().lock());
+    let feed = move |input: &mut dyn std::io::Read| {
+        let fed = guest::exec::Running::feed(&agent, user.as_deref(), pid, input);
+        // A command may end without reading all of its input, as under a shell.
         if let Err(error) = fed {
             log::info!("not all of stdin was read: {error}");
         }
-    });
+    };
+    match input {
+        Some(Input::Own) => drop(std::thread::spawn(move || feed(&mut std::io::stdin().lock()))),
+        Some(Input::Given(bytes)) => drop(std::thread::spawn(move || feed(&mut bytes.as_slice()))),
+        Some(Input::None) | None => {}
+    }
 }

@@ -117,6 +117,8 @@ pub static TOOL: Tool = Tool {
                 )
                 .flag("timeout"),
                 Field::may("stdin", Type::Bool, "pass on this program's stdin (default false)").flag("stdin"),
+                Field::may("input", Type::String, "what it reads on stdin instead, text"),
+                Field::may("input_base64", Type::String, "the same, any bytes"),
                 Field::may("json", Type::Bool, "print events, one a line").flag("json"),
             ],
             example: "id=$(wrenn create | jq -r .id) && wrenn exec $id -- uname -a",

@@ -21,8 +21,12 @@ pub struct Call<'a> {
     pub verb: &'static Verb,
     /// `--undo`, `--wait`.
     pub options: Options,
+    pub(crate) events: &'a mut Events<'a>,
     pub(crate) emitted: bool,
 }
+
+/// Where a verb's events go as it works. An error says that nobody takes them any more.
+pub type Events<'a> = dyn FnMut(&Value) -> Result<(), Error> + 'a;
 
 /// What a verb that succeeded leaves to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,20 +61,25 @@ impl Call<'_> {
         }
     }
 
-    /// Prints one event as a line: `{"event": name, "at": now, …fields}`.
+    /// Tells one event, in a program as a line on stdout: `{"event": name, "at": now, …fields}`.
     ///
     /// # Errors
-    /// `peer` when nobody reads stdout any more.
+    /// `peer` when nobody takes it any more.
     pub fn emit(&mut self, event: &str, fields: Value) -> Result<(), Error> {
-        let mut line = crate::Map::new();
-        line.insert("event".into(), event.into());
-        line.insert("at".into(), crate::timestamp().into());
-        if let Value::Object(fields) = fields {
-            line.extend(fields);
-        }
         self.emitted = true;
-        print_line(&Value::Object(line), false)
+        (self.events)(&crate::event(event, fields))
     }
+}
+
+/// An event: `{"event": name, "at": now, …fields}`.
+pub fn event(name: &str, fields: Value) -> Value {
+    let mut event = crate::Map::new();
+    event.insert("event".into(), name.into());
+    event.insert("at".into(), crate::timestamp().into());
+    if let Value::Object(fields) = fields {
+        event.extend(fields);
+    }
+    Value::Object(event)
 }
 
 /// Prints a value as one line and flushes.

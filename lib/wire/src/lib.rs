@@ -13,6 +13,7 @@ mod exact;
 mod fields;
 mod help;
 mod host;
+mod interrupt;
 mod logger;
 mod names;
 mod run;
@@ -22,30 +23,16 @@ mod time;
 mod tool;
 mod undo;
 
-pub use call::{Call, Reply};
+pub use call::{Call, Events, Reply, event};
 pub use document::Document;
 pub use error::{Error, Fault, Kind};
 pub use fields::{Fields, FromField};
 pub use host::Host;
+pub use interrupt::{check_interrupt, unless_given_up};
 pub use names::{Id, TemplateName};
 pub use run::{main, run};
 pub use serde_json::{Map, Value, json};
 pub use tail::last_lines;
 pub use time::{now_ms, parse_timestamp, timestamp};
-pub use tool::{Field, Input, LockOf, Options, Tool, Type, Verb};
+pub use tool::{Failed, Field, Finished, Input, LockOf, Options, Tool, Type, Verb};
 pub use undo::Undo;
-
-/// Fails if SIGINT or SIGTERM asked this program to end: verbs call it between steps, so that what they have done so
-/// far is undone.
-///
-/// # Errors
-/// `timeout`, code `wire.interrupted`.
-pub fn check_interrupt() -> Result<(), Error> {
-    match sys::signals::pending() {
-        None => Ok(()),
-        Some(signal) => {
-            Err(Error::new(Kind::Timeout, "wire.interrupted", format!("interrupted by signal {signal}"))
-                .retry())
-        }
-    }
-}

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::Arguments;
 use crate::call::{Reply, print_line};
-use crate::tool::{Failed, Tool, Verb};
+use crate::tool::{Failed, Tool, Verb, to_stdout};
 use crate::{Document, Error, Host, Kind};
 
 /// The whole `main` of a program.
@@ -131,7 +131,7 @@ impl Program<'_> {
             }
             document.remove("error");
         }
-        match self.tool.begin(self.verb, &mut document, self.host, self.arguments.options) {
+        match self.tool.begin(self.verb, &mut document, self.host, self.arguments.options, &mut to_stdout) {
             Ok(finished) => {
                 if let Reply::Streamed(status) = finished.reply {
                     finished.commit();
@@ -154,11 +154,10 @@ impl Program<'_> {
                 }
             }
             // Events are out already: the last one says how it ended.
-            Err(Failed { error, emitted: true }) => {
-                log::error!("{error}");
-                let event = json!({"event": "failed", "at": crate::timestamp(),
-                                   "error": error.to_json(self.tool.name, self.verb.name)});
-                (error.kind.status(), print_line(&event, false).is_ok())
+            Err(failed) if failed.emitted => {
+                log::error!("{}", failed.error);
+                let event = failed.event(self.tool, self.verb);
+                (failed.error.kind.status(), print_line(&event, false).is_ok())
             }
             Err(Failed { error, .. }) => match carried {
                 None => self.fail(Some(document), &error),

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::call::{Call, Reply};
-use crate::{Document, Error, Host, Id, Kind, Undo};
+use crate::call::{Call, Events, Reply, print_line};
+use crate::{Document, Error, Host, Id, Kind, Undo, Value, json};
 
 /// One program of the toolkit.
 #[derive(Debug)]
@@ -186,10 +186,19 @@ impl Finished {
 }
 
 /// A verb that did not succeed: everything is undone already.
-pub(crate) struct Failed {
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
     pub error: Error,
-    /// Whether it had printed events before.
+    /// Whether it had told events before: then another one has to say how it ended.
     pub emitted: bool,
+}
+
+impl Failed {
+    /// The last event of a verb that had told some.
+    pub fn event(&self, tool: &Tool, verb: &Verb) -> Value {
+        crate::event("failed", json!({"error": self.error.to_json(tool.name, verb.name)}))
+    }
 }
 
 impl From<Error> for Failed {
@@ -222,8 +231,10 @@ impl Tool {
         host: &Host,
         options: Options,
     ) -> Result<(), Error> {
-        let done =
-            self.verb(verb).map_err(Failed::from).and_then(|verb| self.begin(verb, document, host, options));
+        let done = self
+            .verb(verb)
+            .map_err(Failed::from)
+            .and_then(|verb| self.begin(verb, document, host, options, &mut to_stdout));
         match done {
             Ok(finished) => {
                 finished.commit();
@@ -236,21 +247,34 @@ impl Tool {
         }
     }
 
-    /// Runs a verb under its lock, leaving open whether its work stays. On an error everything is undone already.
-    pub(crate) fn begin(
+    /// Runs a verb under its lock, leaving open whether its work stays: for who delivers the reply. On an error the document
+    /// is as it was.
+    ///
+    /// # Errors
+    /// The verb's own; everything is undone already.
+    pub fn begin(
         &'static self,
         verb: &'static Verb,
         document: &mut Document,
         host: &Host,
         options: Options,
+        events: &mut Events,
     ) -> Result<Finished, Failed> {
         let id = document.id()?;
         let lock = id.as_ref().map(|id| lock(host, verb.lock, id, options.wait)).transpose()?.flatten();
         let started = Instant::now();
         let mut work = document.clone();
         let mut undo = Undo::default();
-        let mut call =
-            Call { document: &mut work, host, undo: &mut undo, tool: self, verb, options, emitted: false };
+        let mut call = Call {
+            document: &mut work,
+            host,
+            undo: &mut undo,
+            tool: self,
+            verb,
+            options,
+            events,
+            emitted: false,
+        };
         let done = (verb.run)(&mut call);
         let emitted = call.emitted;
         match done {
@@ -269,6 +293,11 @@ impl Tool {
             Err(error) => Err(Failed { error: undo.run().into_iter().fold(error, Error::absorb), emitted }),
         }
     }
+}
+
+/// Events of a program go to its stdout.
+pub(crate) fn to_stdout(event: &Value) -> Result<(), Error> {
+    print_line(event, false)
 }
 
 fn lock(host: &Host, of: LockOf, id: &Id, wait: Duration) -> Result<Option<sys::lock::Lock>, Error> {
