@@ -102,7 +102,12 @@ impl Scan<'_> {
         let failed = AtomicBool::new(false);
         let work = || self.work(&units, &next, &failed);
         let parts = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let others: Vec<_> = (1..threads)
+                .map(|_| {
+                    let interest = wire::Interest::of_this_thread();
+                    scope.spawn(|| interest.carry(work))
+                })
+                .collect();
             let mut parts = vec![work()];
             parts.extend(others.into_iter().map(|thread| match thread.join() {
                 Ok(part) => part,

@@ -28,7 +28,7 @@ pub use document::Document;
 pub use error::{Error, Fault, Kind};
 pub use fields::{Fields, FromField};
 pub use host::Host;
-pub use interrupt::{check_interrupt, unless_given_up};
+pub use interrupt::{Interest, check_interrupt, unless, unless_given_up};
 pub use names::{Id, TemplateName};
 pub use run::{main, run};
 pub use serde_json::{Map, Value, json};
