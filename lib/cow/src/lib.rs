@@ -34,4 +34,6 @@ pub use disk::{Disk, Kind};
 pub use error::Error;
 pub use image::Image;
 pub use owner::Owner;
+pub use status::fill;
 pub use tool::TOOL;
+pub use usage::{State, Usage};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use wire::{Call, Reply};
+use wire::{Call, Document, Host, Reply};
 
 use crate::disk::Kind;
 use crate::owner::Owner;
@@ -11,13 +11,8 @@ use crate::{Error, device};
 
 /// The verb.
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
-    let owner = Owner::new(call.host, call.id()?);
     let usage = match call.fields().find("kind")?.unwrap_or(Kind::Snapshot) {
-        Kind::Snapshot => {
-            let name = owner.name();
-            let (mapper, _) = device::find(&owner)?.ok_or(Error::NoDevice { name: name.clone() })?;
-            usage::of_device(&mapper, &owner.uuid(), &name)?
-        }
+        Kind::Snapshot => of_snapshot(&Owner::new(call.host, call.id()?))?,
         Kind::Clone => {
             let file: PathBuf = call.fields().need("file")?;
             let metadata = crate::restore::open(&file)?.metadata().map_err(Error::io("look at", &file))?;
@@ -26,4 +21,21 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     };
     call.document.set("cow.usage", usage.to_json());
     Ok(Reply::Document)
+}
+
+/// How full a sandbox's disk is. `None` when it has none, or one that is a file of its own and cannot fill up by itself.
+///
+/// # Errors
+/// `not_found` when the device is not there; what device-mapper said.
+pub fn fill(document: &Document, host: &Host) -> Result<Option<Usage>, wire::Error> {
+    match (document.id()?, document.find("cow.kind")?) {
+        (Some(id), Some(Kind::Snapshot)) => Ok(Some(of_snapshot(&Owner::new(host, id))?)),
+        _ => Ok(None),
+    }
+}
+
+fn of_snapshot(owner: &Owner) -> Result<Usage, Error> {
+    let name = owner.name();
+    let (mapper, _) = device::find(owner)?.ok_or(Error::NoDevice { name: name.clone() })?;
+    usage::of_device(&mapper, &owner.uuid(), &name)
 }

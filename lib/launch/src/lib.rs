@@ -33,6 +33,7 @@ pub use driver::Abilities;
 pub use error::Error;
 pub use owner::find;
 pub use section::State;
+pub use status::usage;
 pub use tool::TOOL;
 
 /// Where a VMM sees its files, in its own mount namespace. Snapshots record it: it never changes. (Cloud Hypervisor's

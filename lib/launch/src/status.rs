@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use sys::process::Process;
 use wire::{Call, Reply, json};
 
 use crate::section::Vm;
@@ -27,7 +28,7 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     if !vm.driver.abilities().page_server {
         call.document.set("vm.complete", complete::is_complete(&vm)?);
     }
-    if let Some((cpu_ms, rss_bytes)) = usage(pid) {
+    if let Some((cpu_ms, rss_bytes)) = usage_of(pid) {
         call.document.set("vm.cpu_ms", cpu_ms);
         call.document.set("vm.rss_bytes", rss_bytes);
     }
@@ -41,8 +42,14 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     Ok(Reply::Document)
 }
 
-/// CPU time in milliseconds and resident memory in bytes.
-fn usage(pid: i32) -> Option<(u64, u64)> {
+/// CPU time of a process in milliseconds and its resident memory in bytes. `None` when it is gone.
+pub fn usage(process: &Process) -> Option<(u64, u64)> {
+    let read = usage_of(process.pid);
+    // Looked at afterwards: then it was this process that was read, and not one that has its pid by now.
+    read.filter(|_| process.is_alive())
+}
+
+fn usage_of(pid: i32) -> Option<(u64, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     Some((cpu_ms(&stat)?, rss_bytes(&status)?))
@@ -69,6 +76,6 @@ mod tests {
         let stat = "12 (fc) x) S 1 12 12 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 98765 1000 1";
         assert_eq!(cpu_ms(stat), Some(2000));
         assert_eq!(rss_bytes("Name:\tx\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
-        assert!(usage(std::process::id() as i32).is_some_and(|(_, rss)| rss > 0));
+        assert!(usage(&Process::current().unwrap()).is_some_and(|(_, rss)| rss > 0));
     }
 }

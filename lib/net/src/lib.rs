@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod connections;
 mod create;
 mod error;
 mod gc;
@@ -22,6 +23,7 @@ mod status;
 
 use wire::{Field, Input, LockOf, Tool, Type, Verb};
 
+pub use connections::{Traffic, connections, traffic};
 pub use error::Error;
 pub use owner::Owner;
 pub use slot::Slot;

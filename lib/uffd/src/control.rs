@@ -1,10 +1,13 @@
 //! The control socket: one line of JSON asks, one line answers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 use sys::process::Process;
 
@@ -23,6 +26,8 @@ pub(crate) enum Request {
         /// A snapshot was just dumped into this directory.
         dumped: Option<PathBuf>,
     },
+    /// What it has done, and nothing is written or remembered.
+    Look,
     /// To end.
     Stop {
         /// Even if a VMM would hang.
@@ -36,6 +41,7 @@ impl Request {
             Self::Stats { since, dumped } => {
                 json!({"verb": "stats", "since": since, "dumped": dumped})
             }
+            Self::Look => json!({"verb": "look"}),
             Self::Stop { force } => json!({"verb": "stop", "force": force}),
         }
     }
@@ -47,6 +53,7 @@ impl Request {
                 let path = |name: &str| Some(PathBuf::from(value.get(name)?.as_str()?));
                 Some(Self::Stats { since: path("since"), dumped: path("dumped") })
             }
+            "look" => Some(Self::Look),
             "stop" => {
                 Some(Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) })
             }
@@ -121,6 +128,20 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Connects, without waiting for a server that takes no connections. `None` when nobody listens there, or it does not.
+    pub fn connect_at_once(control: &Path) -> Result<Option<Self>, Error> {
+        let failed = |errno: Errno| Error::io("connect to", control)(errno.into());
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
+        match connect(fd.as_raw_fd(), &UnixAddr::new(control).map_err(failed)?) {
+            Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EAGAIN) => return Ok(None),
+            done => done.map_err(failed)?,
+        }
+        let stream = UnixStream::from(fd);
+        stream.set_nonblocking(false).map_err(Error::io("connect to", control))?;
+        Self::of(stream, control)
+    }
+
     /// Connects. `None` when nobody listens there.
     pub fn connect(control: &Path) -> Result<Option<Self>, Error> {
         let stream = match UnixStream::connect(control) {
@@ -132,6 +153,10 @@ impl Client {
             }
             Err(error) => return Err(Error::io("connect to", control)(error)),
         };
+        Self::of(stream, control)
+    }
+
+    fn of(stream: UnixStream, control: &Path) -> Result<Option<Self>, Error> {
         let peer = sys::fdpass::peer(&stream).map_err(Error::io("look at the peer of", control))?;
         match Process::of_pid(peer.pid) {
             Ok(server) => Ok(Some(Self { stream, server })),

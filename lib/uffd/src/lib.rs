@@ -31,6 +31,7 @@ pub use error::Error;
 pub use prefetch::Prefetch;
 pub use region::{Region, RegionFault};
 pub use role::role;
+pub use stats::missing_bytes;
 use wire::{Field, LockOf, Tool, Type, Verb};
 
 const SOCKET: Field = Field::may(

@@ -296,6 +296,7 @@ impl Server {
                 Ok(Some(Request::Stats { since, dumped })) => {
                     connection.answer(self.stats(since.as_deref(), dumped).map_err(Into::into));
                 }
+                Ok(Some(Request::Look)) => connection.answer(Ok(self.described())),
                 Ok(Some(Request::Stop { force })) => {
                     let answer = self.stoppable(force).map(|()| self.described());
                     reason = answer.is_ok().then_some(Reason::Stopped).or(reason);

@@ -1,36 +1,25 @@
 //! Unix sockets of the server's own: private, never over another's, gone when it goes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use nix::sys::stat::{Mode, fchmod};
+use sys::listener::LONGEST_PATH;
 
 use crate::Error;
 
-/// What `struct sockaddr_un` has room for, less the NUL at the end.
-const LONGEST: usize = 107;
-
-/// How many may wait to be accepted.
-const BACKLOG: i32 = 16;
-
-/// A listening socket and its name. The name goes with the value, if it is still this socket's.
+/// A listening socket, private and gone when its owner goes.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    pub socket: UnixListener,
+    inner: sys::listener::Listener,
     path: PathBuf,
-    inode: (u64, u64),
 }
 
 /// Refuses a path that does not fit a socket's address. A VMM could not connect to it either.
 pub(crate) fn check(field: &'static str, path: &Path) -> Result<(), Error> {
     match path.as_os_str().len() {
-        ..=LONGEST => Ok(()),
+        ..=LONGEST_PATH => Ok(()),
         length => Err(Error::PathTooLong { field, path: path.to_owned(), length }),
     }
 }
@@ -38,20 +27,18 @@ pub(crate) fn check(field: &'static str, path: &Path) -> Result<(), Error> {
 impl Listener {
     /// Listens at `path`, for this user only. A socket that nobody listens on any more is replaced.
     pub fn bind(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::io("listen on", path)(source);
-        // Two servers may find the same stale socket: one at a time.
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let parent = File::open(parent).map_err(failed)?;
-        let _one = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
-        clear_stale(path)?;
-        let socket = bind_private(path).map_err(failed)?;
-        let meta = fs::symlink_metadata(path).map_err(failed)?;
-        Ok(Self { socket, path: path.to_owned(), inode: (meta.dev(), meta.ino()) })
+        let inner = sys::listener::Listener::bind(path).map_err(taken("listen on", path))?;
+        Ok(Self { inner, path: path.to_owned() })
+    }
+
+    /// The socket, which does not block.
+    pub fn socket(&self) -> &UnixListener {
+        &self.inner.socket
     }
 
     /// The next connection. `None` when there is none.
     pub fn accept(&self) -> Result<Option<UnixStream>, Error> {
-        match self.socket.accept() {
+        match self.inner.socket.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(true).map_err(Error::io("accept on", &self.path))?;
                 Ok(Some(stream))
@@ -69,44 +56,18 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // The name takes the mode that the socket has before it is bound: there is no moment when others may connect.
-    fchmod(&fd, Mode::from_bits_truncate(0o600))?;
-    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    listen(&fd, Backlog::new(BACKLOG)?)?;
-    Ok(fd.into())
-}
-
-/// Makes room at `path`, unless somebody listens there.
-fn clear_stale(path: &Path) -> Result<(), Error> {
-    if !is_socket(path)? {
-        return Ok(());
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => Err(Error::InUse { path: path.to_owned() }),
+/// What an error of `sys::listener` means here.
+fn taken<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
+    move |error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::InUse { path: path.to_owned() },
+        io::ErrorKind::AlreadyExists => Error::NotASocket { path: path.to_owned() },
+        _ => Error::io(what, path)(error),
     }
 }
 
 /// Whether there is a socket. Something else in its place is an error.
 pub(crate) fn is_socket(path: &Path) -> Result<bool, Error> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("look at", path)(error)),
-        Ok(meta) if meta.file_type().is_socket() => Ok(true),
-        Ok(_) => Err(Error::NotASocket { path: path.to_owned() }),
-    }
+    sys::listener::is_socket(path).map_err(taken("look at", path))
 }
 
 /// Removes a name. Gone already is fine.
@@ -125,6 +86,7 @@ pub(crate) fn is_trusted(peer: sys::fdpass::Peer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_socket_is_private_and_goes_with_its_listener() {

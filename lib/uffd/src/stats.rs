@@ -29,6 +29,20 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     Ok(Reply::Document)
 }
 
+/// Guest memory that a sandbox's page server has yet to fill in, bytes: asked for without changing anything, not waiting
+/// more than `limit`. `None` when the document has no server, or it does not tell.
+///
+/// # Errors
+/// `invalid` when the section is none; what asking said.
+pub fn missing_bytes(document: &Document, limit: Duration) -> Result<Option<u64>, Error> {
+    let Some(control) = document.find::<PathBuf>("uffd.control")? else { return Ok(None) };
+    let server = document.process("uffd")?;
+    let client = Client::connect_at_once(&control)?.filter(|client| client.server == server);
+    let Some(client) = client else { return Ok(None) };
+    let answer = client.ask(&control, Request::Look, limit)??;
+    Ok(answer["stats"]["missing_bytes"].as_u64())
+}
+
 /// In a pause, the ranges that its Diff must be told of, and that the dump it is for has been made: the VMM wrote
 /// `snapshot.raw`, and nobody has published the generation yet. Otherwise everything, and nothing is to be remembered.
 fn request(document: &Document) -> Result<Request, Error> {

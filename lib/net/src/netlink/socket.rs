@@ -227,7 +227,7 @@ fn messages(mut bytes: &[u8]) -> Vec<Message> {
 }
 
 /// The attributes that `bytes` are, up to the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u16::from_ne_bytes(bytes.get(0..2)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
