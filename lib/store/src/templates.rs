@@ -3,8 +3,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use wire::{Document, Host, TemplateName};
+use sys::lock::Lock;
+use sys::process::Process;
+use wire::{Document, Host, Id, TemplateName};
 
 use crate::sandboxes::remove_path;
 use crate::{Error, Sandboxes};
@@ -47,6 +50,22 @@ impl<'a> Templates<'a> {
     /// Where a template of that name is or would be.
     pub fn dir(&self, name: &TemplateName) -> PathBuf {
         self.host.root().join("images").join(name.as_str())
+    }
+
+    /// Holds off whoever makes or removes the template of that name, until a document names it.
+    ///
+    /// # Errors
+    /// `timeout` when it was being made or removed all the time.
+    pub fn hold(&self, name: &TemplateName, wait: Duration) -> Result<Lock, wire::Error> {
+        self.host.lock_shared(&lock_name(name), wait)
+    }
+
+    /// Holds off whoever makes or removes the template of that name, and whoever wants to create from it.
+    ///
+    /// # Errors
+    /// `timeout` when somebody else had it all the time.
+    pub fn hold_alone(&self, name: &TemplateName, wait: Duration) -> Result<Lock, wire::Error> {
+        self.host.lock(&lock_name(name), wait)
     }
 
     /// The template of that name.
@@ -105,7 +124,36 @@ impl<'a> Templates<'a> {
         Ok(found)
     }
 
-    /// Removes a template that no sandbox stands on.
+    /// Removes what killed programs have left of templates that they were making or removing. What somebody still works on
+    /// stays. Gives what went.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn discard_unfinished(&self) -> Result<Vec<PathBuf>, Error> {
+        let images = self.host.root().join("images");
+        let mut removed = Vec::new();
+        for dir in names(&images)?.into_iter().map(|team| images.join(team)).chain([images.clone()]) {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let Some(unfinished) = name.to_str().and_then(|name| Unfinished::parse(&images, &dir, name))
+                else {
+                    continue;
+                };
+                if let Some(_lock) = unfinished.abandoned(self.host) {
+                    remove_path(&entry.path())?;
+                    removed.push(entry.path());
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Where the disk of a template in the making is: beside its place, so that nothing crosses a file system.
+    pub fn unfinished_disk(&self, name: &TemplateName, id: &Id) -> PathBuf {
+        self.dir(name).with_file_name(format!(".rootfs-{id}.ext4"))
+    }
+
+    /// Removes a template that no sandbox stands on. The caller holds it alone.
     ///
     /// # Errors
     /// `not_found`; `conflict` naming the sandboxes that use its disk or its memory.
@@ -115,7 +163,12 @@ impl<'a> Templates<'a> {
         if !users.is_empty() {
             return Err(Error::TemplateInUse { name: name.to_string(), users });
         }
-        remove_path(&template.dir)
+        // In one step: half a template must not be taken for one.
+        let leaf = template.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = template.dir.with_file_name(format!(".{leaf}.{}{PARTIAL}", std::process::id()));
+        remove_path(&beside)?;
+        fs::rename(&template.dir, &beside).map_err(Error::file("rename", &template.dir))?;
+        remove_path(&beside)
     }
 
     /// Ids of the sandboxes whose documents name a file of this template.
@@ -137,6 +190,44 @@ impl<'a> Templates<'a> {
     }
 }
 
+/// What a template's directory is called while it is made or removed, after its name and the pid of who does it.
+const PARTIAL: &str = ".partial";
+
+/// Something beside templates that is none.
+enum Unfinished {
+    /// A template's directory in the making or on its way out.
+    Directory(TemplateName, i32),
+    /// The flattened disk of this sandbox.
+    Disk(Id),
+}
+
+impl Unfinished {
+    fn parse(images: &Path, dir: &Path, name: &str) -> Option<Self> {
+        if let Some(id) = name.strip_prefix(".rootfs-").and_then(|rest| rest.strip_suffix(".ext4")) {
+            return Some(Self::Disk(Id::new(id).ok()?));
+        }
+        let (leaf, pid) = name.strip_prefix('.')?.strip_suffix(PARTIAL)?.rsplit_once('.')?;
+        let whole = dir.join(leaf);
+        let template = TemplateName::new(whole.strip_prefix(images).ok()?.to_str()?).ok()?;
+        Some(Self::Directory(template, pid.parse().ok()?))
+    }
+
+    /// The lock of whoever could be at work on it, if nobody is.
+    fn abandoned(&self, host: &Host) -> Option<Lock> {
+        match self {
+            Self::Disk(id) => host.lock(&format!("{id}.op"), Duration::ZERO).ok(),
+            // One that is made without the supervisor has no lock.
+            Self::Directory(_, pid) if Process::of_pid(*pid).is_ok() => None,
+            Self::Directory(name, _) => host.lock(&lock_name(name), Duration::ZERO).ok(),
+        }
+    }
+}
+
+/// A name of two parts stays one file's. No id has a dot in it, so that this is nobody else's lock.
+fn lock_name(name: &TemplateName) -> String {
+    format!("{}.template", name.as_str().replace('/', "."))
+}
+
 /// Names of the directories in a directory that may be parts of a template's name.
 fn names(dir: &Path) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(dir) {
@@ -156,7 +247,6 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::Id;
 
     #[test]
     fn a_template_that_a_sandbox_stands_on_is_not_removed() {
@@ -182,5 +272,33 @@ mod tests {
         sandboxes.remove(&id).unwrap();
         templates.remove(&name).unwrap();
         assert!(templates.list().unwrap().is_empty());
+        assert_eq!(fs::read_dir(root.path().join("images/team")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_the_killed_have_left_beside_templates_goes_and_what_is_being_made_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path(), root.path().join("run"));
+        let (templates, team) = (Templates::of(&host), root.path().join("images/team"));
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let dead = team.join(format!(".base.{}.partial", gone.id()));
+        let alive = team.join(format!(".base.{}.partial", std::process::id()));
+        let held = root.path().join(format!("images/.held.{}.partial", gone.id()));
+        let (disk, busy) = (team.join(".rootfs-a.ext4"), team.join(".rootfs-b.ext4"));
+        for dir in [&dead, &alive, &held, &team.join("base")] {
+            fs::create_dir_all(dir).unwrap();
+            fs::write(dir.join("rootfs.ext4"), b"disk").unwrap();
+        }
+        for file in [&disk, &busy, &team.join(".strange")] {
+            fs::write(file, b"disk").unwrap();
+        }
+        let _held = templates.hold_alone(&TemplateName::new("held").unwrap(), Duration::ZERO).unwrap();
+        let _busy = host.lock("b.op", Duration::ZERO).unwrap();
+        let mut removed = templates.discard_unfinished().unwrap();
+        removed.sort();
+        assert_eq!(removed, [dead, disk]);
+        assert!([alive, held, busy, team.join(".strange")].iter().all(|path| path.exists()));
+        assert_eq!(templates.list().unwrap().len(), 1);
     }
 }

@@ -7,6 +7,7 @@ pub mod apart;
 pub mod detach;
 pub mod dm;
 pub mod fdpass;
+pub mod listener;
 pub mod lock;
 pub mod loop_device;
 pub mod mapping;

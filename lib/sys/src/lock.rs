@@ -21,12 +21,24 @@ pub struct Lock {
 /// `TimedOut` when somebody else held it all the time; `Interrupted` when a signal asked this program to end
 /// meanwhile; otherwise what opening or locking the file said.
 pub fn exclusive(path: &Path, wait: Duration) -> io::Result<Lock> {
+    acquire(path, wait, FlockArg::LockExclusiveNonblock)
+}
+
+/// As [`exclusive`], but together with others who take it so: who takes it alone is kept out.
+///
+/// # Errors
+/// As [`exclusive`].
+pub fn shared(path: &Path, wait: Duration) -> io::Result<Lock> {
+    acquire(path, wait, FlockArg::LockSharedNonblock)
+}
+
+fn acquire(path: &Path, wait: Duration, how: FlockArg) -> io::Result<Lock> {
     let deadline = Instant::now() + wait;
     let mut file = open(path)?;
     let mut pause = Duration::from_millis(1);
     loop {
         // The kernel has no flock with a time limit, so what is left is to retry: 1 ms doubling to 50 ms.
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(file, how) {
             Ok(held) => return Ok(Lock { _file: held }),
             Err((back, Errno::EWOULDBLOCK)) => file = back,
             Err((_, errno)) => return Err(errno.into()),

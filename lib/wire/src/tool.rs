@@ -315,6 +315,23 @@ impl Host {
     /// # Errors
     /// `timeout` when somebody else held it all the time; what making the file said.
     pub fn lock(&self, name: &str, wait: Duration) -> Result<sys::lock::Lock, Error> {
+        self.lock_by(sys::lock::exclusive, name, wait)
+    }
+
+    /// As [`Host::lock`], but together with others who take it so.
+    ///
+    /// # Errors
+    /// As [`Host::lock`].
+    pub fn lock_shared(&self, name: &str, wait: Duration) -> Result<sys::lock::Lock, Error> {
+        self.lock_by(sys::lock::shared, name, wait)
+    }
+
+    fn lock_by(
+        &self,
+        take: fn(&std::path::Path, Duration) -> std::io::Result<sys::lock::Lock>,
+        name: &str,
+        wait: Duration,
+    ) -> Result<sys::lock::Lock, Error> {
         let dir = self.run().join("locks");
         let path = dir.join(name);
         let failed = |error: std::io::Error| match error.kind() {
@@ -336,6 +353,6 @@ impl Host {
             }
         };
         std::fs::create_dir_all(&dir).map_err(failed)?;
-        sys::lock::exclusive(&path, wait).map_err(failed)
+        take(&path, wait).map_err(failed)
     }
 }
