@@ -125,7 +125,7 @@ fn start(config: &Config, guardian: &mut Guardian) -> Result<Started, wire::Erro
 
 fn wait_for(control: &Listener, guardian: &Guardian) -> io::Result<Waiter> {
     let waiter = Waiter::new()?;
-    waiter.add(&control.socket, Rare::Control)?;
+    waiter.add(control.socket(), Rare::Control)?;
     waiter.add(&guardian.events, Rare::Orphaned)?;
     if let Some(signals) = sys::signals::fd() {
         waiter.add(signals, Rare::Signal)?;
@@ -210,7 +210,7 @@ impl Server {
     /// Waits until there is something to do.
     fn wait(&self) -> Result<Ready, Error> {
         let (vmm, limit) = match &self.vmm {
-            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket.as_fd(), None),
+            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket().as_fd(), None),
             Vmm::Greeting(handshake) => (
                 handshake.stream().as_fd(),
                 Some(handshake.deadline().saturating_duration_since(Instant::now())),
