@@ -15,10 +15,10 @@ export WRENN_ROOT=$work/root WRENN_RUN=$work/run
 
 # --- The pipes (README.md). Each takes a sandbox's document on stdin and prints what became of it. ------------------
 create()   { wrenn-cow create | wrenn-net create | wrenn-launch boot | wrenn-guest ready | wrenn-guest init; }
-wake()     { wrenn-net create | restore | wrenn-launch resume | wrenn-guest ready | wrenn-guest init; }
+wake()     { wrenn-net create | restore | wrenn-launch resume | wrenn-guest ready | wrenn-guest init - "$@"; }
 restore()  { if plain; then unpack | wrenn-launch restore | repack; else wrenn-uffd serve - detach:=true | wrenn-launch restore; fi; }
 resume()   { wrenn-cow restore | wake | wrenn-guest preload; }
-launch()   { wrenn-cow create | wake; }
+launch()   { wrenn-cow create | wake confirm:=true; }
 freeze()   { wrenn-launch pause | wrenn-launch snapshot | wrenn-uffd stats | wrenn-snap pack; }
 teardown() { wrenn-launch stop | wrenn-uffd stop | wrenn-net remove | wrenn-cow remove; }
 template() { wrenn-cow flatten | wrenn-snap template; }

@@ -1,6 +1,7 @@
 //! `wrenn-guest` against the agent itself, run as an ordinary process on this machine. No privilege is needed.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use wrenn_tests::{Output, Program, Roots, Value, json, program};
@@ -111,6 +112,109 @@ fn files_go_in_and_come_out_byte_for_byte() {
     assert_eq!(std::fs::read(path("back")).expect("the copy"), bytes);
 }
 
+/// An agent that answers one request with whatever `answer` makes of it, or with 204 and no body, as e2b's does.
+fn one_answer(
+    answer: impl FnOnce(Value) -> Option<Value> + Send + 'static,
+) -> (String, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("guest.url=http://{}", listener.local_addr().expect("its address"));
+    let served = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a connection");
+        let mut reader = BufReader::new(&stream);
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a head");
+            if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = text.trim().parse().expect("a length");
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("a body");
+        let reply = match answer(serde_json::from_slice(&body).expect("JSON")) {
+            None => "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
+            Some(body) => {
+                let body = body.to_string();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            }
+        };
+        (&stream).write_all(reply.as_bytes()).expect("sent");
+    });
+    (url, served)
+}
+
+/// What an agent answers that did all it was asked to.
+fn confirmed(asked: &Value) -> Value {
+    json!({"hostname": asked["hostname"], "machineId": asked["machineId"], "clock": asked["timestamp"], "reseeded": true})
+}
+
+#[test]
+fn a_copy_that_does_not_confirm_who_it_is_is_refused_and_any_other_guest_is_not() {
+    type Change = fn(&mut Value);
+    let wrong: [(&str, Option<Change>); 8] = [
+        ("hostname", None),
+        ("hostname", Some(|told| told["hostname"] = json!("source"))),
+        ("machineId", Some(|told| told["machineId"] = json!("0".repeat(32)))),
+        ("machineId", Some(|told| told["machineId"] = Value::Null)),
+        ("clock", Some(|told| told["clock"] = json!("2026-01-02T03:04:05.678Z"))),
+        ("clock", Some(|told| told["clock"] = json!("yesterday"))),
+        ("reseeded", Some(|told| told["reseeded"] = json!(false))),
+        ("hostname", Some(|told| *told = json!(["x".repeat(5000)]))),
+    ];
+    let roots = Roots::new();
+    for confirm in [true, false] {
+        for (part, change) in wrong {
+            let (url, served) = one_answer(move |asked| {
+                change.map(|change| {
+                    let mut told = confirmed(&asked);
+                    change(&mut told);
+                    told
+                })
+            });
+            let args = ["init", &url, "id=copy", &format!("confirm:={confirm}")];
+            let output = roots.program("wrenn-guest").args(args).run();
+            served.join().expect("asked");
+            let reply = output.status_is(if confirm { 8 } else { 0 }).reply();
+            if confirm {
+                let (code, message) = (&reply["error"]["code"], reply["error"]["message"].as_str().unwrap());
+                assert_eq!(code, "guest.identity", "{reply}");
+                assert!(message.contains(part) && message.len() < 500, "{part}: {message}");
+                assert_eq!(reply["guest"]["initialised_at"], Value::Null, "{reply}");
+            } else {
+                assert!(reply["guest"]["initialised_at"].is_string(), "{reply}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_machine_id_is_fresh_unless_the_document_has_one() {
+    let roots = Roots::new();
+    let init = |args: &[&str]| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (url, served) = one_answer(move |asked| {
+            let told = confirmed(&asked);
+            sender.send(asked).expect("a listener");
+            Some(told)
+        });
+        let program = roots.program("wrenn-guest").args(["init", &url, "id=copy", "--confirm"]);
+        let reply = program.args(args.iter().copied()).run().success().reply();
+        served.join().expect("asked");
+        let asked = receiver.recv().expect("what was asked");
+        assert_eq!(reply["guest"]["machine_id"], asked["machineId"], "{reply}");
+        assert_eq!(asked["hostname"], "copy");
+        (asked["machineId"].as_str().expect("an id").to_owned(), asked["entropy"].to_string())
+    };
+    let (first, second) = (init(&[]), init(&[]));
+    assert!(first.0 != second.0 && first.1 != second.1, "{first:?} {second:?}");
+    assert!(first.0.len() == 32 && first.0.bytes().all(|c| c.is_ascii_hexdigit()), "{first:?}");
+    let kept = init(&[&format!("guest.machine_id={}", first.0)]);
+    assert!(kept.0 == first.0 && kept.1 != first.1, "{kept:?}");
+}
+
 #[test]
 fn bad_input_is_refused_by_name_and_status() {
     let agent = Agent::start();
@@ -130,6 +234,10 @@ fn bad_input_is_refused_by_name_and_status() {
         ("cp", &["guest:/nonexistent", "/tmp/never"], 3, "/nonexistent"),
         ("ready", &["timeout_s:=-1"], 2, "timeout_s"),
         ("init", &["spec.env:=7"], 2, "spec.env"),
+        ("init", &["guest.machine_id=0123"], 2, "guest.machine_id"),
+        ("init", &["confirm:=1"], 2, "confirm"),
+        // An ordinary process is not the machine it runs on, and says so.
+        ("init", &["id=me", "confirm:=true"], 8, "hostname"),
         ("frobnicate", &[], 2, "frobnicate"),
     ];
     for (verb, args, status, mentions) in table {

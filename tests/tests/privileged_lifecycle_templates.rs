@@ -33,6 +33,9 @@ fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &T
         let launched = ids.map(|id| scope.spawn(move || host.create_from(id, "team/warm", &[])));
         launched.into_iter().map(|clone| clone.join().expect("launched")).collect()
     });
+    // The first thing that any of them does.
+    let seen = clones.iter().map(Seen::of).collect();
+    Seen::assert_own(&clones, seen);
     let own = |path: [&str; 2]| {
         let of = |sandbox: &Sandbox| sandbox.document()[path[0]][path[1]].to_string();
         let all: BTreeSet<_> = clones.iter().chain([&source]).map(of).collect();
@@ -54,8 +57,6 @@ fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &T
             "{}: what came later",
             clone.id
         );
-        assert_eq!(clone.sh("hostname"), clone.id);
-        clone.assert_clock();
     }
 
     host.step("each writes its own");
@@ -65,9 +66,6 @@ fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &T
     for clone in &clones {
         assert_eq!(clone.sh("cat /mem/own /own"), format!("{0}\n{0}", clone.id));
     }
-    let random: BTreeSet<_> =
-        clones.iter().map(|clone| clone.sh("head -c 16 /dev/urandom | md5sum")).collect();
-    assert_eq!(random.len(), 3, "no two draw the same random numbers");
     assert_eq!(source.sh("ls /mem/own /own 2>/dev/null | wc -l"), "0");
 
     host.step("a template of one of them");
@@ -78,8 +76,18 @@ fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &T
     assert_eq!(grandchild.sum("/mem/random"), memory);
     assert_eq!(grandchild.sum_on_disk("/random"), disk);
     counter.seen_in(&grandchild).counts_on(count);
+    let (machine_id, first) = (grandchild.sh("cat /etc/machine-id"), Seen::of(&grandchild));
+    assert!(clones.iter().all(|clone| clone.sh("cat /etc/machine-id") != machine_id), "{machine_id}");
     grandchild.pause();
     grandchild.resume();
+    let again = Seen::of(&grandchild);
+    assert_ne!(first.random, again.random);
+    assert_eq!(
+        (again.machine_id, again.hostname),
+        (machine_id, grandchild.id.clone()),
+        "who sleeps stays who he is"
+    );
+    grandchild.assert_clock();
     assert_eq!(grandchild.sum("/mem/random"), memory);
 
     host.step("a template's name is taken once, and fixes vcpus and memory");
@@ -95,4 +103,44 @@ fn privileged_sandboxes_of_one_template_share_a_moment_and_nothing_else(host: &T
     host.wrenn(["rm", "grandchild"]).run().success();
     let meta = host.wrenn(["template", "get", "second"]).run().success().reply();
     assert_eq!(meta["template"]["meta"]["memory_mib"], Value::from(192), "{meta}");
+
+    host.step("a copy that cannot become itself does not run");
+    clones[2].sh("rm /etc/machine-id; mkdir /etc/machine-id");
+    host.wrenn(["snapshot", "clone-c", "third"]).run().success();
+    let before = host.traces();
+    let refused = host.wrenn(["create", "--id", "double", "--template", "third"]).run().status_is(8).reply();
+    assert_eq!(refused["error"]["code"], "guest.identity", "{refused}");
+    assert!(refused["error"]["message"].as_str().is_some_and(|text| text.contains("machineId")), "{refused}");
+    assert_eq!(host.traces(), before, "nothing of it is left");
+    assert!(!host.ids().contains(&"double".to_owned()));
+    assert_eq!(clones[2].sh("hostname"), "clone-c", "and who it was to be a copy of runs");
+}
+
+/// Who a guest is, as seen inside.
+struct Seen {
+    random: String,
+    machine_id: String,
+    hostname: String,
+}
+
+impl Seen {
+    fn of(sandbox: &Sandbox) -> Self {
+        let seen = sandbox.sh("head -c 16 /dev/urandom | md5sum; cat /etc/machine-id; hostname");
+        let mut lines = seen.lines().map(str::to_owned);
+        let mut next = || lines.next().expect("a line");
+        Self { random: next(), machine_id: next(), hostname: next() }
+    }
+
+    /// Each of these is itself, and the documents say so.
+    fn assert_own(sandboxes: &[Sandbox], seen: Vec<Self>) {
+        for (sandbox, seen) in sandboxes.iter().zip(&seen) {
+            assert_eq!(seen.hostname, sandbox.id);
+            assert_eq!(sandbox.document()["guest"]["machine_id"], seen.machine_id, "{}", sandbox.id);
+            sandbox.assert_clock();
+        }
+        for what in [|seen: &Self| seen.random.clone(), |seen: &Self| seen.machine_id.clone()] {
+            let all: BTreeSet<_> = seen.iter().map(what).collect();
+            assert_eq!(all.len(), seen.len(), "no two have the same: {all:?}");
+        }
+    }
 }

@@ -161,6 +161,60 @@ fn privileged_pid_1_mounts_names_serves_and_reaps() {
 }
 
 #[test]
+fn privileged_pid_1_becomes_who_it_is_told_to_be_and_answers_what_the_kernel_says() {
+    if !root_or_skip("privileged_pid_1_becomes_who_it_is_told_to_be_and_answers_what_the_kernel_says") {
+        return;
+    }
+    let guest = Guest::start();
+    guest.serves();
+    let init = |fields: &str| -> serde_json::Value {
+        fs::write(guest.root.path().join("request"), fields).unwrap();
+        let answer = guest.beside(
+            "/usr/bin/curl --silent --fail --max-time 60 --data-binary @/request http://127.0.0.1:49983/init",
+        );
+        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{answer}: {error}"))
+    };
+    let now = || {
+        let date = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"]).output().unwrap();
+        String::from_utf8(date.stdout).unwrap().trim().to_owned()
+    };
+    let identity = |name: &str, id: &str, entropy: &str| {
+        let asked = now();
+        let answer = init(&format!(
+            r#"{{"hostname": "{name}", "machineId": "{id}", "timestamp": "{asked}", "entropy": "{entropy}"}}"#
+        ));
+        assert_eq!((&answer["hostname"], &answer["machineId"]), (&name.into(), &id.into()), "{answer}");
+        assert_eq!(answer["reseeded"], !entropy.is_empty(), "{answer}");
+        let clock = answer["clock"].as_str().unwrap();
+        assert!(asked.as_str() <= clock && clock <= now().as_str(), "{clock}, asked at {asked}");
+        assert_eq!(guest.beside("/bin/hostname"), format!("{name}\n"));
+        assert_eq!(guest.beside("/bin/cat /etc/machine-id"), format!("{id}\n"));
+    };
+    let (first, second) = ("0123456789abcdef0123456789abcdef", "fedcba98765432100123456789abcdef");
+    // 32 bytes, as the host sends, and more than one call to the kernel takes.
+    let (entropy, long) = ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "AAECAwQF".repeat(20));
+    identity("one", first, entropy);
+    identity("two", second, &long);
+    assert_eq!(init("{}")["reseeded"], false, "what is not asked for is not done");
+
+    // A root that is read-only: the machine id is one in memory, again and again.
+    let etc = guest.root.path().join("etc");
+    let script = format!("mount --bind {0} {0} && mount -o remount,bind,ro {0}", etc.display());
+    let done =
+        Command::new("nsenter").args(["--target", &guest.init(), "--mount", "sh", "-c", &script]).status();
+    assert!(done.unwrap().success());
+    identity("three", first, entropy);
+    identity("four", second, "");
+    assert_eq!(
+        fs::read_to_string(etc.join("machine-id")).unwrap(),
+        format!("{second}\n"),
+        "as it was before"
+    );
+    let mounts = guest.beside("/bin/cat /proc/self/mounts");
+    assert_eq!(mounts.matches(" /etc/machine-id ").count(), 1, "{mounts}");
+}
+
+#[test]
 fn privileged_pid_1_lets_everything_end_before_the_guest_does() {
     if !root_or_skip("privileged_pid_1_lets_everything_end_before_the_guest_does") {
         return;

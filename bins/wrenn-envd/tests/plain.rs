@@ -41,16 +41,16 @@ fn init_keeps_what_it_does_not_name_and_removes_what_is_empty() {
     let agent = Agent::start();
     assert_eq!(
         agent.post("/init", r#"{"envVars": {"A": "1", "B": "1"}, "defaultWorkdir": "/usr"}"#).status,
-        204
+        200
     );
-    assert_eq!(agent.post("/init", r#"{"envVars": {"B": "2"}, "someOtherAgentsField": [1]}"#).status, 204);
-    assert_eq!(agent.post("/init", "").status, 204);
+    assert_eq!(agent.post("/init", r#"{"envVars": {"B": "2"}, "someOtherAgentsField": [1]}"#).status, 200);
+    assert_eq!(agent.post("/init", "").status, 200);
     assert_eq!(agent.get("/envs").json(), json!({"A": "1", "B": "2"}));
     let pwd = || {
         agent.start_process(Codec::Json, &Start { cmd: "pwd", ..Start::default() }).life().out().to_owned()
     };
     assert_eq!(pwd(), "/usr\n");
-    assert_eq!(agent.post("/init", r#"{"defaultWorkdir": ""}"#).status, 204);
+    assert_eq!(agent.post("/init", r#"{"defaultWorkdir": ""}"#).status, 200);
     assert_ne!(pwd(), "/usr\n");
 }
 
@@ -61,8 +61,16 @@ fn an_ordinary_process_leaves_the_machine_alone() {
     let before = (name(), std::fs::read("/etc/machine-id").ok());
     let body = json!({"timestamp": "2001-02-03T04:05:06.789Z", "hostname": "other",
                       "machineId": "0123456789abcdef0123456789abcdef", "entropy": "AAECAw=="});
-    assert_eq!(agent.post("/init", &body.to_string()).status, 204);
+    let response = agent.post("/init", &body.to_string());
+    assert_eq!(response.status, 200);
     assert_eq!((name(), std::fs::read("/etc/machine-id").ok()), before);
+    let truth = response.json();
+    assert_eq!(truth["hostname"], before.0.trim(), "the answer is what is true, not what was asked for");
+    let machine_id = before.1.map(|id| String::from_utf8(id).unwrap().trim().to_owned());
+    assert_eq!(truth["machineId"].as_str(), machine_id.as_deref());
+    assert_eq!(truth["reseeded"], false);
+    let clock = truth["clock"].as_str().unwrap();
+    assert!(clock > "2020" && clock.ends_with('Z'), "{clock}");
     let year_2020 = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_577_836_800);
     assert!(std::time::SystemTime::now() > year_2020);
 }
@@ -73,7 +81,7 @@ fn a_token_closes_everything_but_health_and_can_be_changed_by_who_has_it() {
     let with = |token: &str, method: &str, path: &str, body: &str| {
         agent.request(method, path, &[("X-Access-Token", token)], body.as_bytes()).status
     };
-    assert_eq!(agent.post("/init", r#"{"accessToken": "secret"}"#).status, 204);
+    assert_eq!(agent.post("/init", r#"{"accessToken": "secret"}"#).status, 200);
     assert_eq!(agent.get("/health").status, 200);
     for (method, path) in [
         ("GET", "/metrics"),
@@ -96,10 +104,10 @@ fn a_token_closes_everything_but_health_and_can_be_changed_by_who_has_it() {
     assert_eq!(with("secret", "GET", "/envs", ""), 200);
     // The one who knows the token may say it in the body too, as after a resume.
     assert_eq!(agent.post("/init", r#"{"accessToken": "guess"}"#).status, 401);
-    assert_eq!(agent.post("/init", r#"{"accessToken": "secret"}"#).status, 204);
-    assert_eq!(with("secret", "POST", "/init", r#"{"accessToken": "next"}"#), 204);
+    assert_eq!(agent.post("/init", r#"{"accessToken": "secret"}"#).status, 200);
+    assert_eq!(with("secret", "POST", "/init", r#"{"accessToken": "next"}"#), 200);
     assert_eq!((with("secret", "GET", "/envs", ""), with("next", "GET", "/envs", "")), (401, 200));
-    assert_eq!(with("next", "POST", "/init", r#"{"accessToken": ""}"#), 204);
+    assert_eq!(with("next", "POST", "/init", r#"{"accessToken": ""}"#), 200);
     assert_eq!(agent.get("/envs").status, 200);
 }
 
@@ -179,7 +187,7 @@ fn privileged_the_preload_touches_all_memory_and_init_resets_it() {
     let metrics = agent.get("/metrics").json();
     let (touched, usable) = (done["total"].as_f64().unwrap(), metrics["mem_total"].as_f64().unwrap());
     assert!(touched >= usable, "{touched} of at least {usable}");
-    assert_eq!(agent.post("/init", "{}").status, 204);
+    assert_eq!(agent.post("/init", "{}").status, 200);
     assert_eq!(agent.get("/memory/preload").json()["state"], "idle");
 }
 

@@ -29,7 +29,7 @@ fn output_and_exit_status_arrive_whole_and_in_their_own_streams() {
 fn the_environment_is_the_requests_over_the_hosts_over_the_defaults() {
     let agent = Agent::start();
     let body = r#"{"envVars": {"HOST": "host", "BOTH": "host", "USER": "host"}}"#;
-    assert_eq!(agent.post("/init", body).status, 204);
+    assert_eq!(agent.post("/init", body).status, 200);
     assert_eq!(agent.get("/envs").json()["HOST"], "host");
     for codec in CODECS {
         let args = ["-c", "echo \"$HOST $BOTH $OWN $USER $HOME $PATH\"; env | wc -l"];
@@ -54,7 +54,7 @@ fn the_working_directory_is_the_requests_else_the_hosts_else_home() {
     assert_eq!(pwd(Some("/usr")), "/usr");
     let home = pwd(None);
     assert_eq!(pwd(Some("~")), home);
-    assert_eq!(agent.post("/init", r#"{"defaultWorkdir": "/usr/bin"}"#).status, 204);
+    assert_eq!(agent.post("/init", r#"{"defaultWorkdir": "/usr/bin"}"#).status, 200);
     assert_eq!((pwd(None), pwd(Some("/"))), ("/usr/bin".into(), "/".into()));
 }
 
@@ -69,7 +69,7 @@ fn privileged_a_process_runs_as_the_user_it_is_asked_for() {
         let life = agent.start_as(codec, "nobody", &shell(&args)).life();
         assert_eq!(life.out(), "nobody\nnogroup\n0\n");
     }
-    assert_eq!(agent.post("/init", r#"{"defaultUser": "nobody"}"#).status, 204);
+    assert_eq!(agent.post("/init", r#"{"defaultUser": "nobody"}"#).status, 200);
     let life = agent.start_process(Codec::Json, &Start { cmd: "whoami", ..Start::default() }).life();
     assert_eq!(life.out(), "nobody\n");
 }

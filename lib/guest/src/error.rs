@@ -57,6 +57,12 @@ pub enum Error {
         /// Whether it was the thing asked for that does not exist.
         not_found: bool,
     },
+    /// The guest may still be the one that it is a copy of.
+    #[error("the agent does not confirm that the guest is itself: {wrong}")]
+    Identity {
+        /// What is not so, or not told.
+        wrong: String,
+    },
     /// The agent's answer makes no sense.
     #[error("the agent's answer to {what} is not understood: {why}")]
     Protocol {
@@ -109,6 +115,7 @@ impl Fault for Error {
             Self::VmGone { .. }
             | Self::Call { .. }
             | Self::Refused { .. }
+            | Self::Identity { .. }
             | Self::Protocol { .. }
             | Self::Broken { .. }
             | Self::Preload { .. } => Kind::Peer,
@@ -123,6 +130,7 @@ impl Fault for Error {
             Self::VmGone { .. } => "guest.vm_gone",
             Self::Call { .. } => "guest.unreachable",
             Self::Refused { .. } => "guest.refused",
+            Self::Identity { .. } => "guest.identity",
             Self::Protocol { .. } => "guest.protocol",
             Self::Broken { .. } => "guest.broken",
             Self::File { .. } => "guest.file",

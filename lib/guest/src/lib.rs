@@ -5,6 +5,7 @@ mod agent;
 pub mod cp;
 mod error;
 pub mod exec;
+mod identity;
 mod init;
 mod preload;
 mod ready;
@@ -64,16 +65,30 @@ pub static TOOL: Tool = Tool {
                 Field::may("spec.user", Type::String, "user of commands that name none (default root)"),
                 Field::may("spec.workdir", Type::String, "directory of commands that name none"),
                 Field::may("spec.template", Type::String, "told to the guest"),
+                Field::may(
+                    "guest.machine_id",
+                    Type::String,
+                    "the guest's machine id, 32 hexadecimal digits (default: a fresh one)",
+                ),
+                Field::may(
+                    "confirm",
+                    Type::Bool,
+                    "fail unless the agent confirms host name, machine id, clock and reseeding: for a guest woken from another's snapshot (default false)",
+                )
+                .flag("confirm"),
             ],
-            reply: &[Field::may(
-                "guest.initialised_at",
-                Type::String,
-                "RFC 3339; the guest's clock was set to it",
-            )],
+            reply: &[
+                Field::may("guest.machine_id", Type::String, "the guest's machine id"),
+                Field::may(
+                    "guest.initialised_at",
+                    Type::String,
+                    "RFC 3339; the guest's clock was set to it",
+                ),
+            ],
             example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest init - spec.env.GREETING=hello; kill $!",
             ..Verb::new(
                 "init",
-                "tell the agent environment, user and time, after boot and after every resume",
+                "tell the agent environment, user, time and identity, after boot and after every resume",
                 init::run,
             )
         },

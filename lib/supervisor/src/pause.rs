@@ -10,7 +10,7 @@ use std::time::Duration;
 use store::Pauses;
 use wire::{Call, Document, Error, Kind, Reply, Value, json};
 
-use crate::sandbox::{Sandbox, roll_back};
+use crate::sandbox::{Sandbox, forget_guest, roll_back};
 
 /// Diff generations are chained up to this many; then the chain is merged, offline.
 const LONGEST_CHAIN: u64 = 10;
@@ -131,7 +131,7 @@ fn publish(sandbox: &mut Sandbox, dir: &Path, version: Option<Value>) -> Result<
         sandbox.document.set("pause.version", version);
     }
     pauses.publish(dir)?;
-    sandbox.document.remove("guest");
+    forget_guest(&mut sandbox.document);
     sandbox.enter("paused")?;
     for older in pauses.all()?.into_iter().filter(|other| other != dir) {
         if let Err(error) = discard(&older) {

@@ -6,7 +6,7 @@ use store::Pauses;
 use wire::{Call, Error, Kind, Reply};
 
 use crate::pause;
-use crate::sandbox::{Sandbox, roll_back};
+use crate::sandbox::{Sandbox, forget_guest, roll_back};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let timeout: Option<u64> = call.document.find("timeout_s")?;
@@ -52,9 +52,10 @@ fn no_pause(sandbox: &Sandbox) -> Error {
 fn paused(sandbox: &Sandbox) -> Result<wire::Document, Error> {
     let dir = Pauses::of(sandbox.host, &sandbox.id).last()?.ok_or_else(|| no_pause(sandbox))?;
     let mut document = sandbox.document.clone();
-    for section in ["vm", "net", "uffd", "guest"] {
+    for section in ["vm", "net", "uffd"] {
         document.remove(section);
     }
+    forget_guest(&mut document);
     let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     let saved = document.get("pause").and_then(|pause| pause.get("cow")).cloned();
     if let Some(cow) = saved {
@@ -101,7 +102,9 @@ pub fn wake(sandbox: &mut Sandbox) -> Result<(), Error> {
     if let Err(error) = sandbox.step_with(&launch::TOOL, "balloon", &[("amount_mib", 0.into())]) {
         log::warn!("{}: the balloon stays as it was: {error}", sandbox.id);
     }
-    sandbox.step(&guest::TOOL, "init")
+    // A copy runs only when it is known to be itself.
+    let copy = sandbox.state() == "creating";
+    sandbox.step_with(&guest::TOOL, "init", &[("confirm", copy.into())])
 }
 
 /// For a VMM that reads its memory from one plain file: a template has it, of a pause it is made. The VMM keeps what it

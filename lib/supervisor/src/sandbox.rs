@@ -147,6 +147,15 @@ impl<'a> Sandbox<'a> {
     }
 }
 
+/// The guest is not there any more. Who it was stays, for when it is woken.
+pub fn forget_guest(document: &mut Document) {
+    let machine_id = document.get("guest.machine_id").cloned();
+    document.remove("guest");
+    if let Some(machine_id) = machine_id {
+        document.set("guest.machine_id", machine_id);
+    }
+}
+
 /// After a failure: takes down what was built and adds what went wrong doing so to the error.
 pub fn roll_back(error: Error, down: Result<(), Error>) -> Error {
     match down {

@@ -1,8 +1,10 @@
 //! The agent as pid 1: mounts, name, network, then serving, until something asks the guest to stop.
 
 mod cmdline;
+pub mod identity;
 mod mounts;
 mod network;
+mod random;
 mod shutdown;
 
 use std::{fs, io, net::Ipv4Addr, process::ExitCode};

@@ -1,22 +1,18 @@
-//! `POST /init`: what the host tells a guest after boot and after every resume.
+//! `POST /init`: what the host tells a guest after boot and after every resume, answered with what is now true of it.
 
-use std::{collections::BTreeMap, fs, io, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use buffa_types::google::protobuf::Timestamp;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use nix::{
-    sys::time::TimeSpec,
-    time::{ClockId, clock_settime},
-};
 use serde::Deserialize;
 
 use super::{Body, Reply, auth};
 use crate::{
     agent::{Agent, Role},
-    log::say,
+    guest::identity::{self, Identity, Wanted},
     users::User,
 };
 
@@ -64,9 +60,15 @@ pub async fn post(agent: &Arc<Agent>, request: Request<Incoming>) -> Result<Resp
     let entropy = check(&init)?;
 
     // Changes start here.
-    if agent.role == Role::Guest {
-        change_guest(&init, &entropy)?;
-    }
+    let identity = match agent.role {
+        Role::Guest => identity::become_it(&Wanted {
+            hostname: init.hostname.as_deref(),
+            machine_id: init.machine_id.as_deref(),
+            time: init.timestamp.as_ref(),
+            entropy: &entropy,
+        }),
+        Role::Process => Identity::now(false),
+    };
     {
         let mut defaults = agent.defaults();
         defaults.env.extend(init.env_vars.unwrap_or_default());
@@ -75,7 +77,7 @@ pub async fn post(agent: &Arc<Agent>, request: Request<Incoming>) -> Result<Resp
         set(&mut defaults.token, init.access_token);
     }
     agent.preload.reset();
-    Ok(super::done())
+    Ok(super::json(StatusCode::OK, &identity))
 }
 
 /// Refuses what could only be half done, and decodes the entropy.
@@ -100,30 +102,6 @@ fn check(init: &Init) -> Result<Vec<u8>, Reply> {
     }
     let entropy = init.entropy.as_deref().unwrap_or_default();
     STANDARD.decode(entropy).map_err(|error| Reply::bad_request(format!("entropy: not base64: {error}")))
-}
-
-/// Makes this machine the one the host says it is.
-fn change_guest(init: &Init, entropy: &[u8]) -> Result<(), Reply> {
-    let failed = |what: &str, error: io::Error| {
-        Reply::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}: {error}"))
-    };
-    if !entropy.is_empty() {
-        // A write is mixed in at once and reaches /dev/urandom's readers with the next reseed, within a minute.
-        fs::write("/dev/urandom", entropy).map_err(|error| failed("entropy", error))?;
-    }
-    if let Some(time) = &init.timestamp {
-        let time = TimeSpec::new(time.seconds, time.nanos.into());
-        clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|error| failed("timestamp", error.into()))?;
-    }
-    if let Some(name) = &init.hostname {
-        nix::unistd::sethostname(name).map_err(|error| failed("hostname", error.into()))?;
-    }
-    if let Some(id) = &init.machine_id
-        && let Err(error) = fs::write("/etc/machine-id", format!("{id}\n"))
-    {
-        say!("/etc/machine-id: {error}"); // a root that is read-only keeps its own
-    }
-    Ok(())
 }
 
 /// Absent keeps, empty removes.
