@@ -51,10 +51,37 @@ pub fn upload(agent: &Agent, from: &Path, to: &str, user: Option<&str>) -> Resul
     if metadata.is_dir() {
         return Err(failed("copy a directory; pack it first")(io::ErrorKind::IsADirectory.into()));
     }
+    send(agent, file, to, user)
+}
+
+/// Makes a file in the guest of all that `from` gives. Gives its size in bytes.
+///
+/// # Errors
+/// What the agent says; an error of `from` breaks the upload off.
+pub fn send(
+    agent: &Agent,
+    from: impl Read + Send + 'static,
+    to: &str,
+    user: Option<&str>,
+) -> Result<u64, Error> {
     let count = Arc::new(AtomicU64::new(0));
-    let body = SendBody::from_owned_reader(Counted { inner: file, bytes: count.clone() });
+    let body = SendBody::from_owned_reader(Counted { inner: from, bytes: count.clone() });
     agent.stream("the upload", &query(to, user), user, "application/octet-stream", body)?;
     Ok(count.load(Ordering::Relaxed))
+}
+
+/// Opens a guest file. Gives its size in bytes, if the agent tells it, and its content, which ends in an error if the
+/// agent goes away.
+///
+/// # Errors
+/// What the agent says.
+pub fn open(
+    agent: &Agent,
+    from: &str,
+    user: Option<&str>,
+) -> Result<(Option<u64>, impl Read + Send + use<>), Error> {
+    let body = agent.download("the download", &query(from, user), user)?.into_body();
+    Ok((body.content_length(), body.into_reader()))
 }
 
 /// Copies a guest file to the host; it appears there whole or not at all. Gives its size in bytes.
@@ -71,9 +98,9 @@ pub fn download(agent: &Agent, from: &str, to: &Path, user: Option<&str>) -> Res
         let path = to.clone();
         move |source: io::Error| Error::File { path, what, source }
     };
-    let response = agent.download("the download", &query(from, user), user)?;
+    let (_, content) = open(agent, from, user)?;
     let file = File::create_new(&partial).map_err(failed("create"))?;
-    let done = copy(response.into_body().into_reader(), file, &to)
+    let done = copy(content, file, &to)
         .and_then(|bytes| std::fs::rename(&partial, &to).map(|()| bytes).map_err(failed("rename")));
     if done.is_err() {
         let _ = std::fs::remove_file(&partial);
@@ -118,13 +145,13 @@ fn encode(text: &str) -> String {
         .collect()
 }
 
-/// A file that counts what was read of it.
-struct Counted {
-    inner: File,
+/// A reader that counts what was read.
+struct Counted<R> {
+    inner: R,
     bytes: Arc<AtomicU64>,
 }
 
-impl Read for Counted {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.bytes.fetch_add(read as u64, Ordering::Relaxed);

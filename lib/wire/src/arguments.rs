@@ -123,7 +123,7 @@ impl Arguments {
                     self.assign(field.name, true.into());
                 } else {
                     let value = value()?;
-                    let (path, value) = flag_value(field, name, &value)?;
+                    let (path, value) = field.parse(&format!("--{name}"), &value)?;
                     self.assign(&path, value);
                 }
             }
@@ -163,27 +163,34 @@ fn assignment(word: &str) -> Result<Option<(String, Value)>, Error> {
     Ok(Some((path.to_owned(), value)))
 }
 
-fn flag_value(field: &Field, flag: &str, text: &str) -> Result<(String, Value), Error> {
-    let json = |wanted: &str| {
-        serde_json::from_str::<Value>(text)
-            .map_err(|_| Error::usage(format!("--{flag} takes {wanted}, not {text:?}")))
-    };
-    let value = match field.kind {
-        Type::Integer => json("a whole number")?,
-        Type::Number => json("a number")?,
-        Type::Bool => json("true or false")?,
-        Type::Environment | Type::Object => {
-            let Some((key, value)) =
-                text.split_once('=').filter(|(key, _)| !key.is_empty() && !key.contains('.'))
-            else {
-                return Err(Error::usage(format!("--{flag} takes KEY=VALUE, not {text:?}")));
-            };
-            return Ok((format!("{}.{key}", field.name), value.into()));
-        }
-        Type::Array | Type::Strings | Type::Any => json("JSON")?,
-        Type::String | Type::Path | Type::Id | Type::OneOf(_) => text.into(),
-    };
-    Ok((field.name.to_owned(), value))
+impl Field {
+    /// The path and the value that a text means for this field, as after its flag. `called` is what the text was given as,
+    /// for the error.
+    ///
+    /// # Errors
+    /// `invalid` when the text is none of its type.
+    pub fn parse(&self, called: &str, text: &str) -> Result<(String, Value), Error> {
+        let json = |wanted: &str| {
+            serde_json::from_str::<Value>(text)
+                .map_err(|_| Error::usage(format!("{called} takes {wanted}, not {text:?}")))
+        };
+        let value = match self.kind {
+            Type::Integer => json("a whole number")?,
+            Type::Number => json("a number")?,
+            Type::Bool => json("true or false")?,
+            Type::Environment | Type::Object => {
+                let Some((key, value)) =
+                    text.split_once('=').filter(|(key, _)| !key.is_empty() && !key.contains('.'))
+                else {
+                    return Err(Error::usage(format!("{called} takes KEY=VALUE, not {text:?}")));
+                };
+                return Ok((format!("{}.{key}", self.name), value.into()));
+            }
+            Type::Array | Type::Strings | Type::Any => json("JSON")?,
+            Type::String | Type::Path | Type::Id | Type::OneOf(_) => text.into(),
+        };
+        Ok((self.name.to_owned(), value))
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,17 @@ impl Document {
         }
     }
 
+    /// The document that this text is.
+    ///
+    /// # Errors
+    /// `invalid` when it is not JSON, or not an object.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let value = crate::exact::parse(text).map_err(|error| {
+            Error::new(crate::Kind::Invalid, "wire.not_json", format!("the request is not JSON: {error}"))
+        })?;
+        Self::from_value(value)
+    }
+
     /// The value at a dotted path. A null counts as absent.
     pub fn get(&self, path: &str) -> Option<&Value> {
         let mut parts = path.split('.');

@@ -9,6 +9,13 @@ pub(crate) fn tool(tool: &Tool) -> Value {
     json!({"tool": tool.name, "version": env!("CARGO_PKG_VERSION"), "verbs": verbs})
 }
 
+impl Tool {
+    /// JSON Schema of a verb's `request` and `reply`.
+    pub fn schema(&self, of: &Verb) -> Value {
+        verb(self, of)
+    }
+}
+
 pub(crate) fn verb(tool: &Tool, verb: &Verb) -> Value {
     let title = format!("{} {}", tool.name, verb.name);
     let request = object(&format!("{title}: request"), verb.about, verb.fields);
