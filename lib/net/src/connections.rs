@@ -156,7 +156,9 @@ mod tests {
     fn the_hosts_own_sockets_are_read_as_proc_shows_them() {
         let to = format!("{:08X}", u32::from_ne_bytes([10, 11, 0, 7]));
         let line = |remote: &str, state: &str| {
-            format!("   1: 02000C0A:8B20 {remote}:C34F {state} 00000000:00000000 00:00000000 00000000 0 0 1 1\n")
+            format!(
+                "   1: 02000C0A:8B20 {remote}:C34F {state} 00000000:00000000 00:00000000 00000000 0 0 1 1\n"
+            )
         };
         let table = [
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n".to_owned(),
