@@ -21,6 +21,7 @@ fn root_with_templates() -> Roots {
         fs::write(dir.join("rootfs.ext4"), vec![0; 4096]).unwrap();
         if let Some(meta) = meta {
             fs::write(dir.join("meta.json"), meta.to_string()).unwrap();
+            fs::write(dir.join("snapfile"), b"the state").unwrap();
         }
     }
     fs::create_dir_all(roots.root().join("kernels")).unwrap();

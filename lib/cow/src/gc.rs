@@ -71,6 +71,22 @@ fn age(inventory: &Inventory, id: &Id) -> Duration {
     youngest.map_or(Duration::MAX, |made| made.elapsed().unwrap_or_default())
 }
 
+/// Has the disk of a sandbox go on that a killed [`flatten`](crate::flatten) has left standing still. The caller sees to it
+/// that none is at work.
+///
+/// # Errors
+/// What device-mapper said.
+pub fn wake_one(host: &Host, id: &Id) -> Result<(), Error> {
+    let owner = owner_of(host, id);
+    match device::find(&owner)? {
+        Some((mapper, device)) if device.suspended && device.has_table => {
+            log::warn!("resuming the device {}, which was left suspended", device.name);
+            mapper.resume(&owner.uuid()).map_err(Error::device("resume", &device.name))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A device that a flatten left suspended when it was killed would keep its guest waiting for ever.
 fn wake(inventory: &Inventory, host: &Host, id: &Id) -> Result<(), Error> {
     let suspended = |device: &sys::dm::Device| device.suspended && device.has_table;

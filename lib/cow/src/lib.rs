@@ -32,6 +32,7 @@ mod usage;
 pub use device::Attached;
 pub use disk::{Disk, Kind};
 pub use error::Error;
+pub use gc::wake_one as wake;
 pub use image::Image;
 pub use owner::Owner;
 pub use status::fill;

@@ -1,6 +1,7 @@
 //! `wrenn create`: boot an image, or wake a snapshot template.
 
 use store::{Sandboxes, Template, Templates};
+use sys::lock::Lock;
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Reply, TemplateName};
 
 use crate::sandbox::{Sandbox, roll_back};
@@ -11,12 +12,17 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
         Some(id) => id,
         None => Id::new(&format!("sb-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))?,
     };
+    // Held until the document names the template: from then on that keeps it.
+    let held = hold_template(call)?;
     let (document, template) = plan(call.document, call.host, &id)?;
 
     let lock = call.host.lock(&format!("{id}.op"), call.options.wait)?;
     Sandboxes::of(call.host).reserve(&id)?;
     let mut sandbox = Sandbox::new(call.host, id.clone(), document, call.options);
-    let built = build(&mut sandbox, &template);
+    let built = sandbox.begin("create", "creating").and_then(|()| {
+        drop(held);
+        build(&mut sandbox, &template)
+    });
     if let Err(error) = built {
         return Err(roll_back(error, rm::remove(&mut sandbox)));
     }
@@ -26,15 +32,23 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     Ok(Reply::Document)
 }
 
+fn template_name(request: &Document) -> Result<TemplateName, Error> {
+    match request.find("spec.template")? {
+        Some(name) => Ok(name),
+        None => TemplateName::new("minimal"),
+    }
+}
+
+fn hold_template(call: &Call) -> Result<Lock, Error> {
+    Templates::of(call.host).hold(&template_name(call.document)?, call.options.wait)
+}
+
 /// The document of the sandbox to be, from the request and the template. Nothing is touched.
 fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template), Error> {
     let mut document = request.clone();
     let map = document.map_mut();
     map.shift_insert(0, "id".into(), id.as_str().into());
-    let name: TemplateName = match request.find("spec.template")? {
-        Some(name) => name,
-        None => TemplateName::new("minimal")?,
-    };
+    let name = template_name(request)?;
     let template = Templates::of(host).get(&name)?;
     document.set("spec.template", name.as_str());
     for (field, default, least) in
@@ -122,7 +136,6 @@ fn kernel(request: &Document, host: &Host, document: &mut Document) -> Result<()
 }
 
 fn build(sandbox: &mut Sandbox, template: &Template) -> Result<(), Error> {
-    sandbox.enter("creating")?;
     sandbox.step(&cow::TOOL, "create")?;
     if template.is_snapshot() {
         resume::wake(sandbox)?;
@@ -133,10 +146,10 @@ fn build(sandbox: &mut Sandbox, template: &Template) -> Result<(), Error> {
         sandbox.step(&guest::TOOL, "init")?;
     }
     sandbox.touch();
-    sandbox.enter("running")
+    sandbox.settle("running")
 }
 
 /// Nobody learned the new sandbox's id: it goes. The lock of its making is still held.
-fn undo(host: &Host, id: Id, options: Options, _lock: sys::lock::Lock) -> Result<(), Error> {
+fn undo(host: &Host, id: Id, options: Options, _lock: Lock) -> Result<(), Error> {
     rm::remove(&mut Sandbox::load(host, id, options)?)
 }

@@ -44,7 +44,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 /// The document of a running sandbox, which counts as active from now on.
 pub fn active(host: &Host, id: Id, options: Options) -> Result<Document, Error> {
     let _lock = host.lock(&format!("{id}.op"), options.wait)?;
-    let mut sandbox = Sandbox::load(host, id, options)?;
+    let mut sandbox = Sandbox::at_rest(host, id, options)?;
     sandbox.expect(&["running"])?;
     sandbox.touch();
     // Not worth a failure: on a full disk, say, a command may be what makes room.

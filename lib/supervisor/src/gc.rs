@@ -1,14 +1,14 @@
-//! `wrenn gc`: finish or undo what a crash left, and remove what belongs to no sandbox.
+//! `wrenn gc`: `reconcile`, and then the removal of what belongs to no sandbox.
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use store::Sandboxes;
-use wire::{Call, Document, Error, Host, Id, Options, Reply, Value, json};
+use store::{Sandboxes, Templates};
+use sys::process::Process;
+use wire::{Call, Document, Error, Host, Id, Kind, Options, Reply, Value, json};
 
-use crate::sandbox::Sandbox;
-use crate::{pause, resume, rm};
+use crate::reconcile::{Report, Settled, entry, settle_all};
 
 /// A VMM that has no sandbox gets this long to end on SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
@@ -19,120 +19,86 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     Ok(Reply::Document)
 }
 
-/// What was done, to what, and why.
-type Report = Vec<Value>;
-
-/// Goes through all sandboxes, then through all that the kernel and the run directory hold.
+/// Goes through all sandboxes, then through all that the kernel, the run directory and the images hold.
 pub fn collect(host: &Host, options: Options) -> Result<Report, Error> {
-    let mut report = Report::new();
-    let mut failed = Vec::new();
-    // Ids whose objects stay. Their locks are held until the end, unless they run or somebody else is at work on them.
-    let mut keep = Vec::new();
-    let mut held = BTreeMap::new();
-    for id in Sandboxes::of(host).ids()? {
-        let Ok(lock) = host.lock(&format!("{id}.op"), Duration::ZERO) else {
-            keep.push(id);
-            continue;
-        };
-        match settle(host, &id, options, &mut report) {
-            Ok(true) => keep.push(id),
-            Ok(false) => drop(held.insert(id, lock)),
-            Err(error) => {
-                failed.push(error.detail(format!("sandbox {id}")));
-                keep.push(id);
-            }
-        }
+    let Settled { mut report, mut failed } = settle_all(host, Sandboxes::of(host).ids()?, options);
+    for (id, process) in launch::find(host) {
+        failed.extend(end_stray(host, &id, &process, &mut report).err());
     }
-    failed.extend(orphans(host, options, &keep, &mut report));
+    for id in run_dirs(host) {
+        failed.extend(clear_run_dir(host, &id, options, &mut report).err());
+    }
+    match Templates::of(host).discard_unfinished() {
+        Ok(removed) => report.extend(removed.iter().map(|path| unfinished(path))),
+        Err(error) => failed.push(error.into()),
+    }
+    failed.extend(collect_by_tools(host, options, &mut report));
     Error::all(failed)?;
     Ok(report)
 }
 
-/// Brings one sandbox's document in line with what is there. Gives whether it keeps objects on the host.
-fn settle(host: &Host, id: &Id, options: Options, report: &mut Report) -> Result<bool, Error> {
-    let mut sandbox = match Sandboxes::of(host).load(id) {
-        Ok(document) => Sandbox::new(host, id.clone(), document, options),
-        Err(store::Error::NoSandbox { .. }) => {
-            Sandboxes::of(host).remove(id)?;
-            report.push(entry("removed", id, "its directory has no document"));
-            return Ok(false);
-        }
-        Err(error) => return Err(error.into()),
+/// The lock of a sandbox, if nobody is at work on it and its document says that it has nothing on the host. Ids are looked
+/// at one by one, at the last moment: others make and wake sandboxes meanwhile.
+fn idle(host: &Host, id: &Id) -> Result<Option<sys::lock::Lock>, Error> {
+    let lock = match host.lock(&format!("{id}.op"), Duration::ZERO) {
+        Err(error) if error.kind == Kind::Timeout => return Ok(None),
+        lock => lock?,
     };
-    let alive = sandbox.vm_is_alive();
-    match (sandbox.state().to_owned().as_str(), alive) {
-        ("running", true) => Ok(true),
-        ("pausing", alive) => settle_pausing(&mut sandbox, alive, report),
-        ("creating" | "destroying", _) => {
-            rm::remove(&mut sandbox)?;
-            report.push(entry("removed", id, "its making or its removal was interrupted"));
-            Ok(false)
+    Ok((!has_objects(host, id)).then_some(lock))
+}
+
+/// Whether a sandbox may have something on the host. Of one whose document cannot be read nothing is known.
+fn has_objects(host: &Host, id: &Id) -> bool {
+    match Sandboxes::of(host).load(id) {
+        Err(store::Error::NoSandbox { .. }) => false,
+        Err(_) => true,
+        Ok(document) => {
+            let state = document.get("state").and_then(Value::as_str).unwrap_or_default();
+            !matches!(state, "paused" | "stopped" | "failed")
         }
-        (state @ ("running" | "resuming"), _) => {
-            let why = if state == "running" { "its VM is gone" } else { "its resume was interrupted" };
-            settle_dead(&mut sandbox, why, report)?;
-            Ok(false)
-        }
-        // Paused and stopped sandboxes are expected to have nothing on the host.
-        _ => Ok(false),
     }
 }
 
-/// A pause that did not come to its end: finished if its generation is published, given back if the VM still lives.
-fn settle_pausing(sandbox: &mut Sandbox, alive: bool, report: &mut Report) -> Result<bool, Error> {
-    let id = sandbox.id.clone();
-    let dir = pause::interrupted(&sandbox.document);
-    if let Some(dir) = &dir
-        && dir.join("memfile.header").is_file()
-    {
-        pause::finish(sandbox, dir)?;
-        report.push(entry("paused", &id, "its pause was interrupted after it was safe"));
-        return Ok(false);
-    }
-    if alive && let Some(dir) = &dir {
-        let before = sandbox.document.clone();
-        pause::give_back(sandbox, &before, dir)?;
-        report.push(entry("running", &id, "its pause was interrupted before it was safe"));
-        return Ok(true);
-    }
-    settle_dead(sandbox, "its VM died while it was paused", report)?;
-    Ok(false)
-}
-
-fn settle_dead(sandbox: &mut Sandbox, why: &str, report: &mut Report) -> Result<(), Error> {
-    resume::fall_back(sandbox)?;
-    report.push(entry(sandbox.state(), &sandbox.id, why));
+fn end_stray(host: &Host, id: &Id, process: &Process, report: &mut Report) -> Result<(), Error> {
+    let Some(_lock) = idle(host, id)? else { return Ok(()) };
+    process.end(GRACE).map_err(|error| {
+        let message = format!("cannot stop pid {}", process.pid);
+        Error::new(Kind::of_io(&error), "wrenn.gc", message).detail(error)
+    })?;
+    report.push(entry("stopped", id, "a VMM that belongs to no sandbox"));
     Ok(())
 }
 
-/// Removes what carries this root's mark and belongs to none of `keep`. Gives what failed.
-fn orphans(host: &Host, options: Options, keep: &[Id], report: &mut Report) -> Vec<Error> {
+fn clear_run_dir(host: &Host, id: &Id, options: Options, report: &mut Report) -> Result<(), Error> {
+    let Some(_lock) = idle(host, id)? else { return Ok(()) };
+    let mut document = Document::new();
+    document.set("id", id.as_str());
+    uffd::TOOL.call("stop", &mut document, host, options)?;
+    match fs::remove_dir_all(host.run_dir(id)) {
+        Ok(()) => report.push(entry("removed", id, "a run directory that belongs to no sandbox")),
+        // The page server's own end took it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            report.push(entry("removed", id, "a page server that belongs to no sandbox"));
+        }
+        Err(error) => {
+            let message = format!("cannot remove {}", host.run_dir(id).display());
+            return Err(Error::new(Kind::of_io(&error), "wrenn.run_dir", message).detail(error));
+        }
+    }
+    Ok(())
+}
+
+/// Slots, devices and files, which the tools know. They look at the locks themselves, and leave what is too young to have
+/// been seen here.
+fn collect_by_tools(host: &Host, options: Options, report: &mut Report) -> Vec<Error> {
     let mut failed = Vec::new();
-    let kept = |id: &Id| keep.contains(id);
-    for (id, process) in launch::find(host).into_iter().filter(|(id, _)| !kept(id)) {
-        match process.end(GRACE) {
-            Ok(()) => report.push(entry("stopped", &id, "a VMM that belongs to no sandbox")),
-            Err(error) => {
-                let message = format!("cannot stop pid {}", process.pid);
-                failed.push(Error::new(wire::Kind::of_io(&error), "wrenn.gc", message).detail(error));
-            }
-        }
-    }
-    for id in run_dirs(host).into_iter().filter(|id| !kept(id)) {
-        let mut document = Document::new();
-        document.set("id", id.as_str());
-        if let Err(error) = uffd::TOOL.call("stop", &mut document, host, options) {
-            failed.push(error);
-            continue;
-        }
-        if fs::remove_dir_all(host.run_dir(&id)).is_ok() {
-            report.push(entry("removed", &id, "a run directory that belongs to no sandbox"));
-        }
-    }
-    let ids: Vec<Value> = keep.iter().map(|id| id.as_str().into()).collect();
     for tool in [&net::TOOL, &cow::TOOL] {
+        let keep: Vec<Value> = match Sandboxes::of(host).ids() {
+            Ok(ids) => ids.iter().filter(|id| has_objects(host, id)).map(|id| id.as_str().into()).collect(),
+            Err(error) => return vec![error.into()],
+        };
         let mut document = Document::new();
-        document.set("keep", ids.clone());
+        document.set("keep", keep);
         match tool.call("gc", &mut document, host, options) {
             Ok(()) => {
                 for removed in document.get("removed").and_then(Value::as_array).into_iter().flatten() {
@@ -145,15 +111,16 @@ fn orphans(host: &Host, options: Options, keep: &[Id], report: &mut Report) -> V
     failed
 }
 
+fn unfinished(path: &PathBuf) -> Value {
+    json!({"done": "removed", "what": path, "why": "a template whose making or removal was interrupted"})
+}
+
 /// Ids that have a directory below `<run>`.
 fn run_dirs(host: &Host) -> Vec<Id> {
     let entries = fs::read_dir(host.run()).into_iter().flatten().flatten();
     entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter_map(|entry| Id::new(entry.file_name().to_str()?).ok())
         .filter(|id| id.as_str() != "locks")
         .collect()
-}
-
-fn entry(done: &str, id: &Id, why: &str) -> Value {
-    json!({"done": done, "id": id.as_str(), "why": why})
 }

@@ -1,43 +1,46 @@
 //! `wrenn resume`: wake a paused sandbox.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use store::Pauses;
-use wire::{Call, Error, Kind, Reply};
+use wire::{Call, Document, Error, Kind, Reply};
 
-use crate::pause;
 use crate::sandbox::{Sandbox, forget_guest, roll_back};
+use crate::{failed, recall};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let timeout: Option<u64> = call.document.find("timeout_s")?;
-    let mut sandbox = Sandbox::of(call)?;
-    if sandbox.state() == "running" && !sandbox.vm_is_alive() {
-        fall_back(&mut sandbox)?;
+    let id = call.id()?;
+    // Before the lock, which its pause holds.
+    let recall = recall::ask(call.host, &id);
+    let lock = call.host.lock(&format!("{id}.op"), call.options.wait)?;
+    let recalled = recall.is_some();
+    drop(recall);
+    let mut sandbox = Sandbox::at_rest(call.host, id, call.options)?;
+    if sandbox.state() == "running"
+        && let Some(reason) = failed::reason(&sandbox.document)
+    {
+        failed::fail(&mut sandbox, &reason)?;
     }
-    if sandbox.state() == "stopped" {
-        return Err(no_pause(&sandbox));
+    if recalled && sandbox.state() == "running" {
+        // The pause gave it back, or has not even begun: either way it is what was asked for.
+        note_use(&mut sandbox, timeout);
+        sandbox.save()?;
+    } else {
+        let last = Pauses::of(sandbox.host, &sandbox.id).last()?;
+        match (sandbox.state(), last) {
+            ("paused" | "failed" | "stopped", Some(last)) => {
+                sandbox.document = paused(&sandbox.document, &last);
+                sandbox.document.remove("failure");
+            }
+            ("paused" | "failed" | "stopped", None) => return Err(no_pause(&sandbox)),
+            _ => sandbox.expect(&["paused", "failed"])?,
+        }
+        resume(&mut sandbox, timeout)?;
     }
-    sandbox.expect(&["paused"])?;
-    sandbox.document = paused(&sandbox)?;
-    resume(&mut sandbox, timeout)?;
     sandbox.answer(call);
+    drop(lock);
     Ok(Reply::Document)
-}
-
-/// After the death of its VM: takes down what is left of that life. The sandbox is `paused` as its last pause left it, or
-/// `stopped` when it has none.
-pub fn fall_back(sandbox: &mut Sandbox) -> Result<(), Error> {
-    sandbox.take_down()?;
-    let pauses = Pauses::of(sandbox.host, &sandbox.id);
-    let last = pauses.last()?;
-    for other in pauses.all()?.into_iter().filter(|dir| Some(dir) != last.as_ref()) {
-        pause::discard(&other)?;
-    }
-    match last {
-        Some(_) => sandbox.document = paused(sandbox)?,
-        None => sandbox.document.set("state", "stopped"),
-    }
-    sandbox.save()
 }
 
 fn no_pause(sandbox: &Sandbox) -> Error {
@@ -48,41 +51,47 @@ fn no_pause(sandbox: &Sandbox) -> Error {
     )
 }
 
-/// The document of the sandbox's last pause: memory and the disk of that moment.
-fn paused(sandbox: &Sandbox) -> Result<wire::Document, Error> {
-    let dir = Pauses::of(sandbox.host, &sandbox.id).last()?.ok_or_else(|| no_pause(sandbox))?;
-    let mut document = sandbox.document.clone();
-    for section in ["vm", "net", "uffd"] {
-        document.remove(section);
-    }
-    forget_guest(&mut document);
-    let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
-    let saved = document.get("pause").and_then(|pause| pause.get("cow")).cloned();
-    if let Some(cow) = saved {
+/// The document of a pause: memory and the disk of that moment.
+pub fn paused(document: &Document, dir: &Path) -> Document {
+    let mut document = document.clone();
+    forget_life(&mut document);
+    if let Some(cow) = document.get("pause.cow").cloned() {
         document.set("cow", cow);
     }
-    document.set("snapshot", wire::json!({"dir": text(dir)}));
+    document.set("snapshot", wire::json!({"dir": dir.to_string_lossy()}));
     document.set("state", "paused");
-    Ok(document)
+    document
+}
+
+/// Takes out of a document what was only true while the VM ran.
+pub fn forget_life(document: &mut Document) {
+    for section in ["vm", "net", "uffd", "snapshot"] {
+        document.remove(section);
+    }
+    forget_guest(document);
+}
+
+fn note_use(sandbox: &mut Sandbox, timeout_s: Option<u64>) {
+    if let Some(seconds) = timeout_s {
+        sandbox.document.set("spec.timeout_s", seconds);
+    }
+    sandbox.touch();
 }
 
 /// Wakes a paused sandbox. On a failure it is paused as before.
 pub fn resume(sandbox: &mut Sandbox, timeout_s: Option<u64>) -> Result<(), Error> {
     let paused = sandbox.document.clone();
     let woken = (|| {
-        sandbox.enter("resuming")?;
+        sandbox.begin("resume", "resuming")?;
         sandbox.step(&cow::TOOL, "restore")?;
         wake(sandbox)?;
-        if let Some(seconds) = timeout_s {
-            sandbox.document.set("spec.timeout_s", seconds);
-        }
-        sandbox.touch();
-        sandbox.enter("running")
+        note_use(sandbox, timeout_s);
+        sandbox.settle("running")
     })();
     woken.map_err(|error| {
         let down = sandbox.take_down();
         sandbox.document = paused;
-        let saved = sandbox.save();
+        let saved = sandbox.settle("paused");
         roll_back(roll_back(error, down), saved)
     })
 }

@@ -5,6 +5,7 @@ use std::fs;
 use store::Sandboxes;
 use wire::{Call, Document, Error, Kind, Reply};
 
+use crate::recall;
 use crate::sandbox::Sandbox;
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
@@ -28,10 +29,14 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 /// Takes down what runs, then removes the pauses, the document and the run directory. Every step is tried.
 pub fn remove(sandbox: &mut Sandbox) -> Result<(), Error> {
     if sandbox.document.get("state").is_some() {
-        sandbox.enter("destroying").unwrap_or_else(|error| log::warn!("{}: {error}", sandbox.id));
+        // On a full disk this is what makes room.
+        let begun = sandbox.begin("rm", "destroying");
+        begun.unwrap_or_else(|error| log::warn!("{}: {error}", sandbox.id));
     }
     // The document stays while something of the sandbox does: `rm` can be called again.
     sandbox.take_down()?;
+    sandbox.note("files");
+    recall::forget(sandbox.host, &sandbox.id);
     let run = sandbox.host.run_dir(&sandbox.id);
     let run_gone = match fs::remove_dir_all(&run) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -41,7 +46,7 @@ pub fn remove(sandbox: &mut Sandbox) -> Result<(), Error> {
         _ => Ok(()),
     };
     let files_gone = Sandboxes::of(sandbox.host).remove(&sandbox.id).map_err(Error::from);
-    for section in ["snapshot", "pause", "cow", "net", "uffd", "vm", "guest"] {
+    for section in ["op", "failure", "snapshot", "pause", "cow", "net", "uffd", "vm", "guest"] {
         sandbox.document.remove(section);
     }
     Error::all([run_gone, files_gone].into_iter().filter_map(Result::err))

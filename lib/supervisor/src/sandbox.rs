@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use store::Sandboxes;
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Tool};
 
+use crate::{failed, reconcile};
+
 const MEMORY: &str = "memory-ranges";
 
 /// A sandbox whose operation lock the caller holds.
@@ -22,6 +24,16 @@ impl<'a> Sandbox<'a> {
         Self::load(call.host, call.id()?, call.options)
     }
 
+    /// A sandbox whose lock the caller holds. What a killed operation has left of it is settled first.
+    pub fn at_rest(host: &'a Host, id: Id, options: Options) -> Result<Self, Error> {
+        let mut sandbox = Self::load(host, id, options)?;
+        if let Some(killed) = sandbox.killed_at() {
+            log::warn!("{}: {killed} was killed; settling that first", sandbox.id);
+            reconcile::settle(&mut sandbox, &mut Vec::new())?;
+        }
+        Ok(sandbox)
+    }
+
     pub fn load(host: &'a Host, id: Id, options: Options) -> Result<Self, Error> {
         let document = Sandboxes::of(host).load(&id)?;
         Ok(Self::new(host, id, document, options))
@@ -35,8 +47,14 @@ impl<'a> Sandbox<'a> {
         self.document.get("state").and_then(|value| value.as_str()).unwrap_or_default()
     }
 
-    /// Fails unless the sandbox is in one of these states.
-    pub fn expect(&self, states: &[&str]) -> Result<(), Error> {
+    /// Fails unless the sandbox is in one of these states. One that is found to have died is recorded as `failed`.
+    pub fn expect(&mut self, states: &[&str]) -> Result<(), Error> {
+        if self.state() == "running"
+            && let Some(reason) = failed::reason(&self.document)
+        {
+            let done = failed::fail(self, &reason);
+            return Err(roll_back(failed::error(self), done));
+        }
         if states.contains(&self.state()) {
             return Ok(());
         }
@@ -44,21 +62,13 @@ impl<'a> Sandbox<'a> {
         Err(Error::new(Kind::Conflict, "wrenn.state", message))
     }
 
-    /// Records a state.
-    pub fn enter(&mut self, state: &str) -> Result<(), Error> {
-        log::info!("{}: {state}", self.id);
-        self.document.set("state", state);
-        self.save()
-    }
-
     pub fn save(&self) -> Result<(), Error> {
         Ok(Sandboxes::of(self.host).save(&self.id, &self.document)?)
     }
 
-    /// One verb of a tool.
+    /// One verb of a tool, noted in the journal before.
     pub fn step(&mut self, tool: &'static Tool, verb: &str) -> Result<(), Error> {
-        log::info!("{}: {} {verb}", self.id, tool.name);
-        tool.call(verb, &mut self.document, self.host, self.options)
+        self.step_with(tool, verb, &[])
     }
 
     /// One verb of a tool, with fields that are for this call only.
@@ -68,11 +78,12 @@ impl<'a> Sandbox<'a> {
         verb: &str,
         fields: &[(&str, wire::Value)],
     ) -> Result<(), Error> {
+        self.note(&format!("{}.{verb}", tool.short));
         let before = self.document.clone();
         for (path, value) in fields {
             self.document.set(path, value.clone());
         }
-        let done = self.step(tool, verb);
+        let done = tool.call(verb, &mut self.document, self.host, self.options);
         for (path, _) in fields {
             match before.get(path) {
                 Some(value) => self.document.set(path, value.clone()),
@@ -126,11 +137,6 @@ impl<'a> Sandbox<'a> {
     fn file_error(&self, what: &str, path: &Path, error: std::io::Error) -> Error {
         let message = format!("cannot {what} {}", path.display());
         Error::new(Kind::of_io(&error), "wrenn.file", message).detail(error)
-    }
-
-    /// Whether the VMM that the document names still runs.
-    pub fn vm_is_alive(&self) -> bool {
-        self.document.process("vm").is_ok_and(|process| process.is_alive())
     }
 
     /// The sandbox was used just now.

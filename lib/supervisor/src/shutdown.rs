@@ -4,7 +4,7 @@ use store::Sandboxes;
 use wire::{Call, Error, Id, Reply, Value, json};
 
 use crate::sandbox::Sandbox;
-use crate::{gc, pause, rm};
+use crate::{failed, gc, pause, rm};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let destroy: bool = call.document.find("destroy")?.unwrap_or(false);
@@ -26,8 +26,9 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 
 fn one(call: &Call, id: Id, destroy: bool) -> Result<String, Error> {
     let _lock = call.host.lock(&format!("{id}.op"), call.options.wait)?;
-    let mut sandbox = Sandbox::load(call.host, id, call.options)?;
-    if sandbox.state() == "running" {
+    let mut sandbox = Sandbox::at_rest(call.host, id, call.options)?;
+    // One that has died is for `gc` to settle.
+    if sandbox.state() == "running" && (destroy || failed::reason(&sandbox.document).is_none()) {
         if destroy {
             rm::remove(&mut sandbox)?;
             return Ok("removed".to_owned());

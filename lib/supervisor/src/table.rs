@@ -2,7 +2,9 @@
 
 use wire::{Field, Input, LockOf, Tool, Type, Verb};
 
-use crate::{copy, create, doctor, exec, gc, list, pause, resume, rm, shutdown, snapshot, template};
+use crate::{
+    copy, create, doctor, exec, gc, list, pause, reconcile, resume, rm, shutdown, snapshot, template,
+};
 
 const ID: Field = Field::need("id", Type::Id, "the sandbox");
 const DOCUMENT: &[Field] = &[
@@ -10,8 +12,14 @@ const DOCUMENT: &[Field] = &[
     Field::need(
         "state",
         Type::String,
-        "creating, running, pausing, paused, resuming, destroying, stopped or removed",
+        "creating, running, pausing, paused, resuming, snapshotting, destroying, failed, stopped or removed",
     ),
+    Field::may(
+        "op",
+        Type::Object,
+        "the operation at work on it: verb, step, pid, start_time, boot_id, at (docs/wrenn.md)",
+    ),
+    Field::may("failure", Type::Object, "of a failed one: reason, at, log (its VMM's last lines)"),
     Field::may("spec", Type::Object, "what it was asked to be"),
     Field::may("cow", Type::Object, "its disk (docs/wrenn-cow.md)"),
     Field::may("net", Type::Object, "its network slot (docs/wrenn-net.md)"),
@@ -134,12 +142,20 @@ pub static TOOL: Tool = Tool {
         Verb {
             fields: &[ID, Field::may("timeout_s", Type::Integer, "a new spec.timeout_s").flag("timeout")],
             example: "wrenn create --id demo && wrenn pause demo && wrenn resume demo",
-            ..one("resume", "wake a paused sandbox, or one whose VM died, from its last pause", resume::run)
+            // A pause that holds it is called back first.
+            lock: LockOf::None,
+            ..one(
+                "resume",
+                "wake a paused sandbox, or one whose VM died, from its last pause; call a pause back",
+                resume::run,
+            )
         },
         Verb {
             fields: &[
                 ID,
                 Field::need("name", Type::String, "[team/]name of the new template; never an existing one"),
+                Field::may("stay_paused", Type::Bool, "leave a running sandbox paused (default false)")
+                    .flag("stay-paused"),
             ],
             reply: &[
                 Field::need("id", Type::Id, "the sandbox"),
@@ -198,6 +214,15 @@ pub static TOOL: Tool = Tool {
             example: "wrenn create --id demo && wrenn cp /etc/hostname demo:/tmp/hostname",
             lock: LockOf::None,
             ..Verb::new("cp", "copy a file into a sandbox or out of it", copy::run)
+        },
+        Verb {
+            fields: &[Field::may("id", Type::Id, "this sandbox alone (default: all)")],
+            reply: &[Field::need("report", Type::Array, "what was done, to which sandbox, and why")],
+            operands: &["id"],
+            example: "wrenn reconcile",
+            input: Input::None,
+            lock: LockOf::None,
+            ..Verb::new("reconcile", "finish or undo what killed operations left of sandboxes", reconcile::run)
         },
         Verb {
             reply: &[Field::need("report", Type::Array, "what was done, to what, and why")],

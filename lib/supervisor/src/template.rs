@@ -21,6 +21,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
         }
         "rm" => {
             let name = name(call)?;
+            let _alone = templates.hold_alone(&name, call.options.wait)?;
             templates.remove(&name)?;
             call.document.set("removed", name.as_str());
         }
