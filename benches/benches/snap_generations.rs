@@ -51,7 +51,7 @@ fn main() {
         let back = path("back".into());
         let started = Instant::now();
         let mut undo = Undo::default();
-        unpack(&packed, &back, &mut undo).expect("unpacked");
+        unpack(&packed, &back, 0, None, &mut undo).expect("unpacked");
         undo.commit();
         let unpack_ms = ms(started);
         assert!(fs::read(&back).expect("unpacked") == guest.memory, "generation {generation} is exact");
@@ -162,11 +162,12 @@ impl Guest {
 
 fn pack_on(raw: &Path, dir: &Path, parent: Option<PathBuf>) {
     let request = Pack {
-        raw: raw.to_owned(),
+        raw: raw.to_owned().into(),
         dir: dir.to_owned(),
         kind: Kind::Full,
         parent,
         removed: Removed::new(),
+        size: None,
         block_size: None,
         mode: Mode::Auto,
         build: None,

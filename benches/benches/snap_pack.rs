@@ -75,15 +75,16 @@ impl Bench {
 
     fn pack(&self, raw: &Path, kind: Kind, mode: Mode, parent: Option<PathBuf>) -> (Duration, PathBuf) {
         let request = Pack {
-            raw: raw.to_owned(),
+            raw: raw.to_owned().into(),
             dir: self.path("packed"),
             kind,
             parent,
             removed: Removed::new(),
+            size: None,
             block_size: None,
             mode,
             build: None,
-            checksums: kind == Kind::Full,
+            checksums: true,
         };
         let mut undo = wire::Undo::default();
         let started = Instant::now();

@@ -94,6 +94,18 @@ pub fn plain_paths(dir: &Path) -> impl Iterator<Item = PathBuf> {
     [PLAIN, RANGES].map(|name| dir.join(name)).into_iter()
 }
 
+/// The builds that memory comes from, the oldest first: the base, those between by the age of their files (the format does
+/// not say), the snapshot's own.
+pub fn builds_by_age(dir: &Path, header: &Header) -> Vec<Uuid> {
+    let age = |build: &Uuid| {
+        let written = fs::metadata(diff_path(dir, *build)).and_then(|file| file.modified()).ok();
+        (*build == header.build, *build != header.base_build, written)
+    };
+    let mut builds: Vec<_> = header.builds().into_iter().map(|(build, _)| build).collect();
+    builds.sort_by_cached_key(age);
+    builds
+}
+
 fn is_only_build(header: &Header, build: Uuid) -> bool {
     header.build == build && header.records.iter().all(|record| record.is_zero() || record.build == build)
 }

@@ -90,6 +90,12 @@ pub enum Error {
         /// The name.
         path: PathBuf,
     },
+    /// Somebody else changes the snapshot.
+    #[error("{} is being changed by somebody else", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A directory that is not a snapshot's.
     #[error("{} does not look like a snapshot: {what}", dir.display())]
     NotASnapshot {
@@ -105,6 +111,26 @@ pub enum Error {
         path: PathBuf,
         /// What is in the way.
         why: String,
+    },
+    /// Another process's memory cannot be read.
+    #[error("process {pid} {what}")]
+    Process {
+        /// The process.
+        pid: i32,
+        /// What is wrong.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pipe ended where memory cannot.
+    #[error("the pipe ended after {bytes} bytes, not {}", wanted.map_or_else(|| format!("a positive multiple of the block size {block_size}"), |wanted| wanted.to_string()))]
+    Short {
+        /// How many bytes came.
+        bytes: u64,
+        /// How many should have, where that is known.
+        wanted: Option<u64>,
+        /// Bytes of a block.
+        block_size: u64,
     },
     /// Faults found by `verify`.
     #[error("{} has {} fault{}: {}", dir.display(), faults.len(), if faults.len() == 1 { "" } else { "s" }, faults.join("; "))]
@@ -132,15 +158,16 @@ impl Fault for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Field { .. } => Kind::Invalid,
-            Self::Io { source, .. } => Kind::of_io(source),
+            Self::Io { source, .. } | Self::Process { source, .. } => Kind::of_io(source),
             Self::NoSnapshot { .. } | Self::NoState { .. } => Kind::NotFound,
             Self::Header { .. }
             | Self::DiffMissing { .. }
             | Self::DiffShort { .. }
             | Self::Plain { .. }
             | Self::Config { .. }
+            | Self::Short { .. }
             | Self::Faults { .. } => Kind::Corrupt,
-            Self::Exists { .. } | Self::NotASnapshot { .. } => Kind::Conflict,
+            Self::Exists { .. } | Self::Busy { .. } | Self::NotASnapshot { .. } => Kind::Conflict,
             Self::Extents { .. } => Kind::Unsupported,
         }
     }
@@ -157,9 +184,16 @@ impl Fault for Error {
             Self::Plain { .. } => "snap.plain",
             Self::Config { .. } => "snap.config",
             Self::Exists { .. } => "snap.exists",
+            Self::Busy { .. } => "snap.busy",
             Self::NotASnapshot { .. } => "snap.not_a_snapshot",
             Self::Extents { .. } => "snap.extents",
+            Self::Process { .. } => "snap.process",
+            Self::Short { .. } => "snap.short",
             Self::Faults { .. } => "snap.faults",
         }
+    }
+
+    fn retry(&self) -> bool {
+        matches!(self, Self::Busy { .. })
     }
 }

@@ -1,11 +1,14 @@
 //! Memory images: a VMM's raw memory file packed into a snapshot directory (a header and diff files), and back.
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod delete;
 pub mod directory;
 mod error;
+mod feed;
 pub mod header;
 mod image;
+mod input;
 pub mod inspect;
 pub mod map;
 pub mod merge;
@@ -13,7 +16,10 @@ pub mod pack;
 mod packing;
 mod place;
 mod plain;
+pub mod prune;
+pub mod rebase;
 mod removed;
+mod rewrite;
 mod scan;
 mod spans;
 mod store;
@@ -25,6 +31,7 @@ pub mod verify;
 pub use error::Error;
 pub use header::Header;
 pub use image::{Content, Extent, Image};
+pub use input::{Raw, Regions};
 pub use removed::{Removed, RemovedFault};
 
 /// The program.
@@ -37,6 +44,8 @@ pub static TOOL: wire::Tool = wire::Tool {
         pack::VERB,
         unpack::VERB,
         merge::VERB,
+        rebase::VERB,
+        prune::VERB,
         inspect::VERB,
         verify::VERB,
         map::VERB,

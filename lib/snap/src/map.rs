@@ -1,7 +1,6 @@
 //! `wrenn-snap map`: a picture of where every region of memory comes from.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -42,7 +41,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 /// `not_found` when there is no snapshot, `corrupt` when its header is; what the kernel said.
 pub fn map(dir: &Path, svg: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
     let header = directory::read_header(dir)?;
-    let builds = builds_by_age(dir, &header);
+    let builds = directory::builds_by_age(dir, &header);
     if svg.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return Err(Error::field("svg", format!("{} is not a regular file", svg.display())).into());
     }
@@ -50,17 +49,6 @@ pub fn map(dir: &Path, svg: &Path, undo: &mut Undo) -> Result<u64, wire::Error> 
     (&partial.file).write_all(draw(&header, &builds).as_bytes()).map_err(Error::io("write", svg))?;
     partial.replace(undo)?;
     Ok(builds.len() as u64)
-}
-
-/// The builds, the oldest first: the base, those between by the age of their files, the snapshot's own.
-fn builds_by_age(dir: &Path, header: &Header) -> Vec<Uuid> {
-    let age = |build: &Uuid| {
-        let written = fs::metadata(directory::diff_path(dir, *build)).and_then(|file| file.modified()).ok();
-        (*build == header.build, *build != header.base_build, written)
-    };
-    let mut builds: Vec<_> = header.builds().into_iter().map(|(build, _)| build).collect();
-    builds.sort_by_key(age);
-    builds
 }
 
 /// The colour of a build: from blue, the oldest, to red, the newest.

@@ -1,6 +1,7 @@
 //! `wrenn-snap pack`: a raw memory file becomes a snapshot, that is a header and a diff file.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,12 +9,16 @@ use uuid::Uuid;
 use wire::{Call, Field, FromField, Reply, Type, Value, Verb, json};
 
 pub use crate::packing::pack;
-use crate::{Error, Header, Removed, directory};
+use crate::{Error, Header, Raw, Regions, Removed, directory};
 
 /// The verb.
 pub const VERB: Verb = Verb {
     fields: &[
-        Field::need("raw", Type::Path, "the raw memory file, as a VMM writes it; in place, it is used up"),
+        Field::need(
+            "raw",
+            Type::Any,
+            "the raw memory file, as a VMM writes it (in place, it is used up); \"-\": stdin, to its end; {pid, regions: [[address, length], …]}: a process's memory",
+        ),
         Field::need(
             "dir",
             Type::Path,
@@ -34,6 +39,11 @@ pub const VERB: Verb = Verb {
             Type::Any,
             "what the page server saw discarded: a path, or [[offset, length], …] in bytes; default uffd.removed",
         ),
+        Field::may(
+            "size",
+            Type::Integer,
+            "bytes that stdin must have, to tell when it was cut off; default the parent's",
+        ),
         Field::may("block_size", Type::Integer, "4096 or 2097152 bytes; default the parent's, else 4096"),
         Field::may(
             "mode",
@@ -44,7 +54,7 @@ pub const VERB: Verb = Verb {
         Field::may(
             "checksums",
             Type::Bool,
-            "whether verify can tell a stored byte that changed; default true for full, false for diff",
+            "whether verify can tell a stored byte that changed; default true",
         ),
     ],
     reply: REPLY,
@@ -86,10 +96,10 @@ pub enum Mode {
 }
 
 /// What to pack.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pack {
-    /// The raw memory file.
-    pub raw: PathBuf,
+    /// The memory.
+    pub raw: Raw,
     /// The snapshot's directory.
     pub dir: PathBuf,
     /// What the raw file is.
@@ -98,6 +108,8 @@ pub struct Pack {
     pub parent: Option<PathBuf>,
     /// What was discarded since the parent.
     pub removed: Removed,
+    /// Bytes that a pipe must have; `None` for the parent's, else as many as come.
+    pub size: Option<u64>,
     /// Bytes of a block; `None` for the parent's, else 4096.
     pub block_size: Option<u64>,
     /// Where the diff file comes from.
@@ -187,16 +199,47 @@ impl Pack {
             Kind::Diff => read_removed(call)?,
         };
         Ok(Self {
-            raw: fields.need("raw")?,
+            raw: read_raw(call)?,
             dir: fields.need("dir")?,
             kind,
             parent: fields.find("parent")?,
             removed,
+            size: fields.find("size")?,
             block_size: fields.find("block_size")?,
             mode: fields.find("mode")?.unwrap_or(Mode::Auto),
             build: fields.find::<BuildId>("build")?.map(|build| build.0),
-            checksums: fields.find("checksums")?.unwrap_or(kind == Kind::Full),
+            checksums: fields.find("checksums")?.unwrap_or(true),
         })
+    }
+}
+
+/// The memory: a path, stdin or a process.
+fn read_raw(call: &Call) -> Result<Raw, wire::Error> {
+    let fields = call.fields();
+    match fields.value("raw") {
+        Some((_, value)) if value == "-" => {
+            let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+            Ok(Raw::Pipe(stdin.map_err(Error::io("open", "stdin"))?))
+        }
+        Some((name, value)) if value.is_object() => {
+            let regions = Regions::from_field(value);
+            let wanted = || wire::Error::field(&name, format!("must be {}", Regions::WANTED));
+            Ok(Raw::Process(regions.ok_or_else(wanted)?))
+        }
+        _ => Ok(Raw::File(fields.need("raw")?)),
+    }
+}
+
+impl FromField for Regions {
+    const WANTED: &'static str = "{\"pid\": …, \"regions\": [[address, length], …]} in bytes";
+    fn from_field(value: &Value) -> Option<Self> {
+        let pid = value.get("pid")?.as_i64()?.try_into().ok().filter(|pid| *pid > 0)?;
+        let region = |pair: &Value| match pair.as_array()?.as_slice() {
+            [address, length] => Some((address.as_u64()?, length.as_u64()?)),
+            _ => None,
+        };
+        let regions = value.get("regions")?.as_array()?.iter().map(region).collect::<Option<_>>()?;
+        Some(Self { pid, regions })
     }
 }
 

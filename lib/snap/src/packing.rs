@@ -1,16 +1,18 @@
 //! The work of `pack`: check, scan, store, publish.
 
-use std::fs::File;
 use std::path::Path;
 
 use uuid::Uuid;
 use wire::Undo;
 
+use crate::chain::Chain;
+use crate::feed::Append;
 use crate::header::{self, BLOCK_SIZES, Header, Record};
+use crate::input::Input;
 use crate::pack::{Blocks, Kind, Mode, Pack, Packed};
-use crate::scan::{Fate, Run, Scan, Scanned};
+use crate::scan::{Expect, Fate, Run, Scan, Scanned};
 use crate::spans::Spans;
-use crate::{Error, Image, directory, place, plain, store, sums};
+use crate::{Error, directory, place, store, sums};
 
 /// Packs. On an error nothing is left behind, and the raw file is as it was.
 ///
@@ -19,56 +21,30 @@ use crate::{Error, Image, directory, place, plain, store, sums};
 /// what the kernel said.
 pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     // Everything that can be refused is refused here.
-    let raw = Raw::open(request)?;
-    let parent = request.parent.as_deref().map(|dir| Parent::open(dir, request.block_size)).transpose()?;
+    let input = Input::open(&request.raw)?;
+    let open = |dir: &std::path::PathBuf| Chain::open_any(dir, request.block_size);
+    let parent = request.parent.as_ref().map(open).transpose()?;
     let block_size = block_size(request, parent.as_ref())?;
-    check(request, &raw, parent.as_ref(), block_size)?;
+    check(request, &input, parent.as_ref(), block_size)?;
     let build = build(request, parent.as_ref())?;
-
-    let spans = match request.kind {
-        Kind::Full => Spans::full(&raw.file, &request.raw, raw.size)?,
-        Kind::Diff => Spans::diff(&raw.file, &request.raw, raw.size, &request.removed)?,
-    };
+    let spans = spans(request, &input)?;
 
     place::create_dir("dir", &request.dir, undo)?;
     let target = directory::diff_path(&request.dir, build);
-    // How much of a full file its parent has is known only when it has been read.
-    let late = request.mode == Mode::Auto && request.kind == Kind::Full && parent.is_some();
-    let claim = |undo: &mut Undo| store::claim(&request.raw, &target, request.mode, undo);
-    let early = if late { None } else { claim(undo)? };
-    let scan = Scan {
-        raw: &raw.file,
-        path: &request.raw,
-        spans: &spans,
-        block_size,
-        parent: parent.as_ref().map(|parent| &parent.image),
-        sums: request.checksums,
-        // A full file without its zeros still reads the same; a diff does not.
-        punch: early.as_ref().filter(|_| request.kind == Kind::Full && parent.is_none()),
-    };
-    let Scanned { runs, sums } = scan.run()?;
-    // Making holes of what is not stored takes longer than copying a little that is.
-    let copied = late && store::is_little(&runs);
-    let claimed = if late && !copied { claim(undo)? } else { None };
-    let claimed = early.as_ref().or(claimed.as_ref());
-    let in_place = claimed.is_some();
-    let records = records(&runs, build, in_place, parent.as_ref());
-    let job = store::Job { scan: &scan, runs: &runs, records: &records, build, target: &target };
-    match claimed {
-        Some(file) => job.in_place(&request.raw, file, undo)?,
-        None => job.copy(undo)?,
-    }
+    let packing = Packing { request, input, spans, parent, block_size, target: &target };
+    let (Scanned { runs, sums }, how) = packing.store(undo)?;
 
+    let Packing { parent, .. } = &packing;
     let header = Header {
         block_size,
-        size: raw.size,
+        size: runs.last().map_or(0, |run| run.range.end),
         generation: parent.as_ref().map_or(0, |parent| parent.header.generation + 1),
         build,
         base_build: parent.as_ref().map_or(build, |parent| parent.header.base_build),
-        records,
+        records: records(&runs, build, how == How::InPlace, parent.as_ref().map(|parent| &parent.header)),
     };
-    if let Some(parent) = &parent {
-        store::carry_diffs(parent.dir, &parent.header, &header, &request.dir, undo)?;
+    if let Some(parent) = parent {
+        store::carry_diffs(parent, &header, &request.dir, |_| true, undo)?;
     }
     if request.checksums {
         let sums = sums::in_storage(sums, &header.records, build);
@@ -76,49 +52,131 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     }
     wire::check_interrupt()?;
     store::publish(&request.dir, &header, undo)?;
-    let raw_used = if in_place {
-        store::release(&request.raw, &target, undo)?;
-        true
-    } else {
-        copied && store::take_away(&request.raw, &target, undo)?
+    let raw_used = match (&packing.input, how) {
+        (Input::File { path, .. }, How::InPlace) => {
+            store::release(path, &target, undo)?;
+            true
+        }
+        (Input::File { path, .. }, How::Little) => store::take_away(path, &target, undo)?,
+        _ => false,
     };
     let blocks = count(&runs, block_size);
     Ok(Packed { header, blocks, raw_used })
 }
 
-struct Raw {
-    file: File,
-    size: u64,
+/// What to pack, once nothing speaks against it.
+struct Packing<'a> {
+    request: &'a Pack,
+    input: Input<'a>,
+    spans: Spans,
+    parent: Option<Chain>,
+    block_size: u64,
+    target: &'a Path,
 }
 
-impl Raw {
-    fn open(request: &Pack) -> Result<Self, Error> {
-        let path = &request.raw;
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let size = directory::regular_length(&file, path)?;
-        Ok(Self { file, size })
+/// How the diff file came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// The raw file is it.
+    InPlace,
+    /// It was written.
+    Copied,
+    /// It was written because making holes of what is not stored takes longer than copying a little that is: the raw
+    /// file could have been it.
+    Little,
+}
+
+impl Packing<'_> {
+    /// Scans the memory and makes the diff file.
+    fn store(&self, undo: &mut Undo) -> Result<(Scanned, How), wire::Error> {
+        let Pack { kind, mode, .. } = *self.request;
+        let Input::File { file, path, .. } = &self.input else { return self.copy(undo) };
+        // How much of a full file its parent has is known only when it has been read.
+        if mode == Mode::Auto && kind == Kind::Full && self.parent.is_some() {
+            let scanned = self.scan().run()?;
+            if !store::is_little(&scanned.runs)
+                && let Some(file) = store::claim(path, self.target, mode, undo)?
+            {
+                self.in_place(path, &file, &scanned, undo)?;
+                return Ok((scanned, How::InPlace));
+            }
+            store::copy_stored(file, &scanned.runs, self.target, undo)?;
+            return Ok((scanned, How::Little));
+        }
+        let Some(claimed) = store::claim(path, self.target, mode, undo)? else { return self.copy(undo) };
+        // A full file without its zeros still reads the same; a diff does not.
+        let punch = (kind == Kind::Full && self.parent.is_none()).then_some((&claimed, *path));
+        let scanned = Scan { punch, ..self.scan() }.run()?;
+        self.in_place(path, &claimed, &scanned, undo)?;
+        Ok((scanned, How::InPlace))
+    }
+
+    fn scan(&self) -> Scan<'_> {
+        Scan {
+            input: &self.input,
+            spans: &self.spans,
+            block_size: self.block_size,
+            parent: self.parent.as_ref(),
+            expect: if self.request.kind == Kind::Diff { Expect::Other } else { Expect::Same },
+            sums: self.request.checksums,
+            punch: None,
+            append: None,
+        }
+    }
+
+    /// Writes what is stored as it is read.
+    fn copy(&self, undo: &mut Undo) -> Result<(Scanned, How), wire::Error> {
+        let partial = place::Partial::create(self.target)?;
+        let append = Some(Append::new(&partial.file, self.target));
+        let scanned = Scan { append, ..self.scan() }.run()?;
+        if let Input::Pipe(_) = self.input {
+            self.check_pipe(scanned.size())?;
+        }
+        partial.publish(undo)?;
+        Ok((scanned, How::Copied))
+    }
+
+    /// A pipe's size is known only at its end.
+    fn check_pipe(&self, bytes: u64) -> Result<(), Error> {
+        let wanted = self.parent.as_ref().map(|parent| parent.header.size).or(self.request.size);
+        match wanted {
+            Some(wanted) if wanted != bytes => {}
+            _ if bytes == 0 => {}
+            _ => return Ok(()),
+        }
+        Err(Error::Short { bytes, wanted, block_size: self.block_size })
+    }
+
+    /// The raw file is the diff file already. What it need not hold becomes holes, if that has not been done while it was
+    /// scanned, when nothing can be undone any more.
+    fn in_place(
+        &self,
+        raw: &Path,
+        file: &std::fs::File,
+        scanned: &Scanned,
+        undo: &mut Undo,
+    ) -> Result<(), wire::Error> {
+        let stored = scanned.runs.iter().filter(|run| run.fate == Fate::Stored);
+        for run in stored.take_while(|_| self.block_size > crate::spans::PAGE) {
+            store::fill_from_parent(&self.spans, self.parent.as_ref(), &run.range, file, raw)?;
+        }
+        file.sync_all().map_err(Error::io("sync", raw))?;
+        if self.request.kind == Kind::Diff || self.parent.is_some() {
+            store::punch_at_commit(file, self.target, &scanned.runs, undo)?;
+        }
+        Ok(())
     }
 }
 
-struct Parent<'a> {
-    dir: &'a Path,
-    header: Header,
-    image: Image,
-}
-
-impl<'a> Parent<'a> {
-    /// A directory without a header is a full image too, if its memory lies there as a plain file.
-    fn open(dir: &'a Path, block_size: Option<u64>) -> Result<Self, Error> {
-        let header = match directory::read_header(dir) {
-            Err(Error::NoSnapshot { .. }) => plain::header(dir, block_size)?,
-            header => header?,
-        };
-        let image = Image::with_header(dir, &header)?;
-        Ok(Self { dir, header, image })
+fn spans(request: &Pack, input: &Input) -> Result<Spans, Error> {
+    match (input, request.kind) {
+        (Input::File { file, path, size }, Kind::Full) => Spans::full(file, path, *size),
+        (Input::File { file, path, size }, Kind::Diff) => Spans::diff(file, path, *size, &request.removed),
+        _ => Ok(Spans::data(input.size().unwrap_or(0))),
     }
 }
 
-fn block_size(request: &Pack, parent: Option<&Parent>) -> Result<u64, Error> {
+fn block_size(request: &Pack, parent: Option<&Chain>) -> Result<u64, Error> {
     let of_parent = parent.map(|parent| parent.header.block_size);
     let block_size = request.block_size.or(of_parent).unwrap_or(BLOCK_SIZES[0]);
     if !BLOCK_SIZES.contains(&block_size) {
@@ -132,27 +190,45 @@ fn block_size(request: &Pack, parent: Option<&Parent>) -> Result<u64, Error> {
     }
 }
 
-fn check(request: &Pack, raw: &Raw, parent: Option<&Parent>, block_size: u64) -> Result<(), Error> {
-    let Raw { size, .. } = *raw;
-    let path = request.raw.display();
-    if size == 0 || !size.is_multiple_of(block_size) {
-        let what = format!("{path} has {size} bytes, not a positive multiple of the block size {block_size}");
-        return Err(Error::field("raw", what));
-    }
-    match parent {
-        None if request.kind == Kind::Diff => {
-            return Err(Error::field("parent", "missing; a diff is relative to one"));
+fn check(request: &Pack, input: &Input, parent: Option<&Chain>, block_size: u64) -> Result<(), Error> {
+    let raw = match input {
+        Input::File { path, .. } => path.display().to_string(),
+        Input::Process { process, .. } => format!("process {}", process.pid),
+        Input::Pipe(_) | Input::Chain(_) => "it".to_owned(),
+    };
+    if !matches!(input, Input::File { .. }) {
+        let refuse = |field, what: &str| {
+            Err(Error::field(field, format!("{what}; memory that is no file is packed full and copied")))
+        };
+        match (request.kind, request.mode) {
+            (Kind::Diff, _) => return refuse("kind", "diff, but only a file's holes tell what is unchanged"),
+            (_, Mode::Inplace) => {
+                return refuse("mode", "inplace, but there is no file to become the diff file");
+            }
+            _ => {}
         }
-        Some(parent) if parent.header.size != size => {
-            let what = format!("{path} has {size} bytes, the parent {}", parent.header.size);
+    }
+    if let Some(size) = input.size() {
+        if size == 0 || !size.is_multiple_of(block_size) {
+            let what =
+                format!("{raw} has {size} bytes, not a positive multiple of the block size {block_size}");
             return Err(Error::field("raw", what));
         }
-        _ => {}
+        if let Some(parent) = parent.filter(|parent| parent.header.size != size) {
+            let what = format!("{raw} has {size} bytes, the parent {}", parent.header.size);
+            return Err(Error::field("raw", what));
+        }
+        let in_pages =
+            |range: &std::ops::Range<u64>| (range.start | range.end).is_multiple_of(crate::spans::PAGE);
+        if request.removed.end() > size || !request.removed.ranges().all(|range| in_pages(&range)) {
+            return Err(Error::field(
+                "removed",
+                format!("must be whole pages of the {size} bytes of memory"),
+            ));
+        }
     }
-    let in_pages =
-        |range: &std::ops::Range<u64>| (range.start | range.end).is_multiple_of(crate::spans::PAGE);
-    if request.removed.end() > size || !request.removed.ranges().all(|range| in_pages(&range)) {
-        return Err(Error::field("removed", format!("must be whole pages of the {size} bytes of memory")));
+    if parent.is_none() && request.kind == Kind::Diff {
+        return Err(Error::field("parent", "missing; a diff is relative to one"));
     }
     let header = directory::header_path(&request.dir);
     if header.symlink_metadata().is_ok() {
@@ -164,9 +240,9 @@ fn check(request: &Pack, raw: &Raw, parent: Option<&Parent>, block_size: u64) ->
     Ok(())
 }
 
-fn build(request: &Pack, parent: Option<&Parent>) -> Result<Uuid, Error> {
+fn build(request: &Pack, parent: Option<&Chain>) -> Result<Uuid, Error> {
     let build = request.build.unwrap_or_else(Uuid::new_v4);
-    let taken = |parent: &Parent| {
+    let taken = |parent: &Chain| {
         parent.header.build == build || parent.header.records.iter().any(|record| record.build == build)
     };
     if parent.is_some_and(taken) {
@@ -176,7 +252,7 @@ fn build(request: &Pack, parent: Option<&Parent>) -> Result<Uuid, Error> {
 }
 
 /// The header's records: where every run's bytes are from now on.
-fn records(runs: &[Run], build: Uuid, in_place: bool, parent: Option<&Parent>) -> Vec<Record> {
+pub fn records(runs: &[Run], build: Uuid, in_place: bool, parent: Option<&Header>) -> Vec<Record> {
     let mut records = Vec::new();
     let mut stored = 0;
     for run in runs {
@@ -188,10 +264,7 @@ fn records(runs: &[Run], build: Uuid, in_place: bool, parent: Option<&Parent>) -
                 stored += length;
             }
             (Fate::Inherited, Some(parent)) => {
-                parent
-                    .header
-                    .range(offset, run.range.end)
-                    .for_each(|record| header::push(&mut records, record));
+                parent.range(offset, run.range.end).for_each(|record| header::push(&mut records, record));
             }
             (Fate::Zero | Fate::Inherited, _) => {
                 let zero = Record { offset, length, build: Uuid::nil(), storage_offset: 0 };
@@ -202,7 +275,8 @@ fn records(runs: &[Run], build: Uuid, in_place: bool, parent: Option<&Parent>) -
     records
 }
 
-fn count(runs: &[Run], block_size: u64) -> Blocks {
+/// How many blocks became what.
+pub fn count(runs: &[Run], block_size: u64) -> Blocks {
     let of = |fate| runs.iter().filter(|run| run.fate == fate).map(Run::length).sum::<u64>() / block_size;
     Blocks { stored: of(Fate::Stored), zero: of(Fate::Zero), inherited: of(Fate::Inherited) }
 }

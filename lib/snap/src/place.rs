@@ -6,7 +6,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use wire::Undo;
 
 use crate::Error;
@@ -50,6 +51,8 @@ pub struct Partial {
     path: PathBuf,
     target: PathBuf,
     named: bool,
+    /// Tells that it is being written, and not left over: see [`is_left_over`].
+    _lock: Option<Flock<File>>,
 }
 
 impl Partial {
@@ -63,7 +66,10 @@ impl Partial {
         // A guest's memory and disk are nobody else's to read.
         let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
         let file = file.map_err(Error::io("create", &path))?;
-        Ok(Self { file, path, target: target.to_owned(), named: false })
+        // Not every file system has locks; there nothing is ever taken for left over.
+        let copy = file.try_clone().map_err(Error::io("create", &path))?;
+        let _lock = Flock::lock(copy, FlockArg::LockExclusiveNonblock).ok();
+        Ok(Self { file, path, target: target.to_owned(), named: false, _lock })
     }
 
     /// Syncs it and gives it its name, which must be free. The directory is not synced.
@@ -86,7 +92,7 @@ impl Partial {
     pub fn replace(mut self, undo: &mut Undo) -> Result<(), Error> {
         self.file.sync_all().map_err(Error::io("sync", &self.path))?;
         match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.target, RenameFlags::RENAME_EXCHANGE) {
-            Err(nix::errno::Errno::ENOENT) => return self.publish(undo),
+            Err(Errno::ENOENT) => return self.publish(undo),
             exchanged => exchanged.map_err(|errno| Error::io("replace", &self.target)(errno.into()))?,
         }
         self.named = true;
@@ -103,6 +109,39 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if !self.named {
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a file that was being written will never be finished: whoever wrote it is gone.
+///
+/// # Errors
+/// What opening it said.
+pub fn is_left_over(path: &Path) -> Result<bool, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok())
+}
+
+/// Keeps everybody else from changing which files a snapshot is made of, until the work is committed or undone.
+///
+/// # Errors
+/// `conflict` when somebody else does.
+pub fn lock_dir(dir: &Path, undo: &mut Undo) -> Result<(), Error> {
+    let file = File::open(dir).map_err(Error::io("open", dir))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => {
+            // Undone last.
+            undo.push("lock", move || {
+                drop(lock);
+                Ok(())
+            });
+            Ok(())
+        }
+        Err((_, Errno::EWOULDBLOCK)) => Err(Error::Busy { dir: dir.to_owned() }),
+        // Not every file system has locks.
+        Err((_, errno)) => {
+            log::warn!("cannot lock {}: {errno}", dir.display());
+            Ok(())
         }
     }
 }
@@ -124,7 +163,7 @@ pub fn write_new(target: &Path, bytes: &[u8], undo: &mut Undo) -> Result<(), Err
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), Error> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => Ok(()),
-        Err(nix::errno::Errno::EEXIST) => Err(Error::Exists { path: to.to_owned() }),
+        Err(Errno::EEXIST) => Err(Error::Exists { path: to.to_owned() }),
         Err(errno) => Err(Error::io("rename to", to)(errno.into())),
     }
 }

@@ -1,19 +1,20 @@
-//! Reading a raw memory file once, in parallel, to find out which of its blocks must be stored.
+//! Reading memory once, in parallel, to find out which of its blocks must be stored, and storing them as it goes.
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::chain::Chain;
+use crate::feed::{Append, Batch, Feed, compact};
+use crate::header::Record;
+use crate::input::Input;
 use crate::spans::{Source, Span, Spans};
 use crate::sums::Sum;
-use crate::{Content, Error, Image, place};
+use crate::{Error, place};
 
-/// How much is read at a time: it stays in a core's cache between reading and testing.
-const CHUNK: u64 = 256 << 10;
-/// How much of a block is looked at first, where most blocks are expected not to be zeros.
-const PROBE: usize = 256;
+/// How much of a block is compared with the parent's first, where they are expected to differ.
+const PROBE: usize = 64;
 /// A thread is worth starting for this much to read.
 const THREAD_WORTH: u64 = 16 << 20;
 /// More threads than this only wait for memory.
@@ -58,24 +59,36 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     chunks.iter().all(chunk_is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
+/// What data is expected to be, compared with what the parent has there. Either way all is compared that may be equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Mostly other: a block's beginning tells, and not all of the parent's need be read.
+    Other,
+    /// Mostly the same.
+    Same,
+    /// It is not compared.
+    Nothing,
+}
+
 /// One scan: what to read, and what to compare with.
 #[derive(Debug)]
 pub struct Scan<'a> {
-    /// The raw memory file.
-    pub raw: &'a File,
-    /// Its path, for errors.
-    pub path: &'a Path,
-    /// Where its data is.
+    /// The memory.
+    pub input: &'a Input<'a>,
+    /// Where its data is; empty for a pipe.
     pub spans: &'a Spans,
     /// Bytes of a block.
     pub block_size: u64,
     /// The parent, where there is one.
-    pub parent: Option<&'a Image>,
-    /// Whether to take checksums of what is stored, for which it must be read whole. Otherwise most data is expected to be
-    /// other than the parent's, as in a diff, and a block's beginning tells.
+    pub parent: Option<&'a Chain>,
+    /// What comparing with the parent will find.
+    pub expect: Expect,
+    /// Whether to take checksums of what is stored.
     pub sums: bool,
-    /// The raw file, to be written to, if its zeros may become holes as they are found.
-    pub punch: Option<&'a File>,
+    /// The raw file, to be written to, and its path, if its zeros may become holes as they are found.
+    pub punch: Option<(&'a File, &'a Path)>,
+    /// Where what is stored goes, if it is copied.
+    pub append: Option<Append<'a>>,
 }
 
 /// What a scan found.
@@ -87,20 +100,39 @@ pub struct Scanned {
     pub sums: Vec<Sum>,
 }
 
+impl Scanned {
+    /// Bytes of memory.
+    pub fn size(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.range.end)
+    }
+}
+
+/// The buffers of one thread.
+#[derive(Debug, Default)]
+struct Buffers {
+    /// A batch's data.
+    data: Vec<u8>,
+    /// What the parent has in place of some of it.
+    parent: Vec<u8>,
+}
+
 impl Scan<'_> {
     /// Reads what must be read.
     ///
     /// # Errors
-    /// What reading said; `timeout` when interrupted.
+    /// What reading or writing said; `timeout` when interrupted.
     pub fn run(&self) -> Result<Scanned, wire::Error> {
-        let units = self.units();
-        let to_read: u64 = units.iter().filter(|unit| self.reads(unit)).map(|unit| length(&unit.range)).sum();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let threads = threads.min((to_read / THREAD_WORTH) as usize).max(1);
+        let spans = self.spans.blocks(self.block_size);
+        let to_read = match self.input {
+            Input::Pipe(_) => u64::MAX,
+            _ => spans.iter().filter(|span| span.is_read()).map(Span::length).sum(),
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) as u64;
+        let threads = threads.min(to_read / THREAD_WORTH).max(1);
 
-        let next = AtomicUsize::new(0);
+        let feed = Feed::new(self.input, spans, self.block_size);
         let failed = AtomicBool::new(false);
-        let work = || self.work(&units, &next, &failed);
+        let work = || self.work(&feed, &failed);
         let parts = std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads)
                 .map(|_| {
@@ -115,6 +147,7 @@ impl Scan<'_> {
             }));
             parts
         });
+        self.input.check()?;
         let mut found = Scanned::default();
         for part in parts {
             let part = part?;
@@ -126,139 +159,144 @@ impl Scan<'_> {
         Ok(Scanned { runs: merge(found.runs), sums: found.sums })
     }
 
-    fn reads(&self, unit: &Span) -> bool {
-        matches!(unit.source, Source::Raw | Source::Mixed)
-    }
-
-    /// The spans, cut to what is read at a time.
-    fn units(&self) -> Vec<Span> {
-        let step = CHUNK.max(self.block_size);
-        let mut units = Vec::new();
-        for span in self.spans.blocks(self.block_size) {
-            let step = match span.source {
-                Source::Raw => step,
-                Source::Mixed => self.block_size,
-                Source::Zero | Source::Parent => length(&span.range),
-            };
-            let mut start = span.range.start;
-            while start < span.range.end {
-                let end = span.range.end.min(start + step);
-                units.push(Span { range: start..end, source: span.source });
-                start = end;
+    fn work(&self, feed: &Feed, failed: &AtomicBool) -> Result<Scanned, wire::Error> {
+        /// Who waits for this thread's turn waits no more, also when it panics.
+        struct Ended<'a>(&'a Scan<'a>, &'a AtomicBool, bool);
+        impl Drop for Ended<'_> {
+            fn drop(&mut self) {
+                if !self.2 {
+                    self.1.store(true, Ordering::Relaxed);
+                    self.0.append.iter().for_each(Append::give_up);
+                }
             }
         }
-        units
-    }
-
-    fn work(&self, units: &[Span], next: &AtomicUsize, failed: &AtomicBool) -> Result<Scanned, wire::Error> {
+        let mut ended = Ended(self, failed, false);
         let mut found = Scanned::default();
-        let mut buffer = Vec::new();
-        while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if failed.load(Ordering::Relaxed) {
-                break;
-            }
-            let done = self.unit(unit, &mut buffer, &mut found);
-            if done.is_err() {
-                failed.store(true, Ordering::Relaxed);
-            }
-            done?;
+        let mut buffers = Buffers::default();
+        let mut batch = Batch::default();
+        while !failed.load(Ordering::Relaxed) && feed.next(&mut batch, &mut buffers.data)? {
+            self.batch(&batch, &mut buffers, &mut found)?;
         }
+        ended.2 = true;
         Ok(found)
     }
 
-    fn unit(&self, unit: &Span, buffer: &mut Vec<u8>, found: &mut Scanned) -> Result<(), wire::Error> {
-        let range = unit.range.clone();
-        let runs = &mut found.runs;
-        match unit.source {
-            Source::Zero => runs.push(Run { range, fate: Fate::Zero, data: false }),
-            Source::Parent => runs.push(Run { range, fate: Fate::Inherited, data: false }),
-            Source::Raw if self.parent.is_some() && !self.sums => self.probe(range, buffer, runs)?,
-            Source::Raw | Source::Mixed => {
-                wire::check_interrupt()?;
-                buffer.resize(length(&range) as usize, 0);
-                self.raw.read_exact_at(buffer, range.start).map_err(Error::io("read", self.path))?;
-                if unit.source == Source::Mixed {
-                    self.fill_from_parent(&range, buffer);
+    fn batch(&self, batch: &Batch, buffers: &mut Buffers, found: &mut Scanned) -> Result<(), wire::Error> {
+        let Buffers { data, parent } = buffers;
+        // The runs that are data, and where each is in the buffer.
+        let mut runs: Vec<(Run, usize)> = Vec::new();
+        let mut at = 0;
+        for span in &batch.spans {
+            let range = span.range.clone();
+            match span.source {
+                Source::Zero => push(&mut found.runs, Run { range, fate: Fate::Zero, data: false }),
+                Source::Parent => push(&mut found.runs, Run { range, fate: Fate::Inherited, data: false }),
+                Source::Raw | Source::Mixed => {
+                    let bytes = &mut data[at..at + span.length() as usize];
+                    if span.source == Source::Mixed {
+                        self.fill_from_parent(&range, bytes)?;
+                    }
+                    let first = runs.len();
+                    self.fates(span, bytes, parent, |run| {
+                        let place = at + (run.range.start - span.range.start) as usize;
+                        match runs[first..].last_mut() {
+                            Some((last, _)) if last.fate == run.fate => last.range.end = run.range.end,
+                            _ => runs.push((run, place)),
+                        }
+                    })?;
+                    at += span.length() as usize;
+                    runs[first..].iter().for_each(|(run, _)| push(&mut found.runs, run.clone()));
                 }
-                let mut blocks = Vec::new();
-                for (block, start) in buffer
-                    .chunks(self.block_size as usize)
-                    .zip((range.start..).step_by(self.block_size as usize))
-                {
-                    let range = start..start + self.block_size;
-                    push(&mut blocks, Run { range, fate: self.fate(start, block), data: true });
-                }
-                if self.sums {
-                    let stored = blocks.iter().filter(|run| run.fate == Fate::Stored);
-                    found.sums.extend(stored.map(|run| Sum::of(run.range.clone(), range.start, buffer)));
-                }
-                if let Some(file) = self.punch {
-                    let mut zeros = blocks.iter().filter(|run| run.fate == Fate::Zero);
-                    zeros
-                        .try_for_each(|run| place::punch(file, run.range.clone()))
-                        .map_err(Error::io("make holes in", self.path))?;
-                }
-                runs.append(&mut blocks);
             }
+        }
+        let place = |(run, at): &(Run, usize)| *at..at + run.length() as usize;
+        let stored = || runs.iter().filter(|(run, _)| run.fate == Fate::Stored);
+        if self.sums {
+            found.sums.extend(stored().map(|run| Sum::of(run.0.range.clone(), &data[place(run)])));
+        }
+        if let Some((file, path)) = self.punch {
+            let mut zeros = runs.iter().filter(|(run, _)| run.fate == Fate::Zero);
+            zeros
+                .try_for_each(|(run, _)| place::punch(file, run.range.clone()))
+                .map_err(Error::io("make holes in", path))?;
+        }
+        if let Some(append) = &self.append {
+            let length = compact(data, stored().map(place));
+            append.write(batch.turn, &data[..length])?;
         }
         Ok(())
     }
 
-    /// Reads of each block only its beginning, if that is neither zeros nor the parent's.
-    fn probe(&self, range: Range<u64>, buffer: &mut Vec<u8>, runs: &mut Vec<Run>) -> Result<(), wire::Error> {
-        wire::check_interrupt()?;
-        buffer.resize(self.block_size as usize, 0);
-        for start in range.step_by(self.block_size as usize) {
-            let read =
-                |part: &mut [u8]| self.raw.read_exact_at(part, start).map_err(Error::io("read", self.path));
-            read(&mut buffer[..PROBE])?;
-            let mut fate = self.fate(start, &buffer[..PROBE]);
-            if fate != Fate::Stored {
-                read(buffer)?;
-                fate = self.fate(start, buffer);
+    /// Tells what becomes of each block of a span of data, in order.
+    fn fates(
+        &self,
+        span: &Span,
+        bytes: &[u8],
+        scratch: &mut Vec<u8>,
+        mut tell: impl FnMut(Run),
+    ) -> Result<(), Error> {
+        let mut tell = |start: u64, fate| {
+            tell(Run { range: start..start + self.block_size, fate, data: true });
+        };
+        let blocks = |from: u64, to: u64| {
+            let bytes = &bytes[(from - span.range.start) as usize..(to - span.range.start) as usize];
+            bytes.chunks(self.block_size as usize).zip((from..to).step_by(self.block_size as usize))
+        };
+        let Some(parent) = self.parent.filter(|_| self.expect != Expect::Nothing) else {
+            for (block, start) in blocks(span.range.start, span.range.end) {
+                tell(start, if is_zero(block) { Fate::Zero } else { Fate::Stored });
             }
-            push(runs, Run { range: start..start + self.block_size, fate, data: true });
+            return Ok(());
+        };
+        // That data is the parent's is no rarity in a diff: KVM's dirty log counts a page as dirty that the guest has only
+        // read (x86 maps it writable at a read fault where the host's mapping allows it).
+        for record in parent.header.range(span.range.start, span.range.end) {
+            let whole = self.expect == Expect::Same && !record.is_zero();
+            if whole {
+                scratch.resize(record.length as usize, 0);
+                parent.read_record(&record, scratch)?;
+            }
+            for (block, start) in blocks(record.offset, record.end()) {
+                let fate = match is_zero(block) {
+                    true => Fate::Zero,
+                    false if record.is_zero() => Fate::Stored,
+                    false => {
+                        let same = match whole {
+                            true => scratch[(start - record.offset) as usize..][..block.len()] == *block,
+                            false => {
+                                equals(parent, &record.clip(start, start + self.block_size), block, scratch)?
+                            }
+                        };
+                        if same { Fate::Inherited } else { Fate::Stored }
+                    }
+                };
+                tell(start, fate);
+            }
         }
         Ok(())
     }
 
     /// Puts the parent's pages into a block that has some of its own.
-    fn fill_from_parent(&self, block: &Range<u64>, buffer: &mut [u8]) {
-        let Some(parent) = self.parent else { return };
+    fn fill_from_parent(&self, block: &Range<u64>, buffer: &mut [u8]) -> Result<(), Error> {
+        let Some(parent) = self.parent else { return Ok(()) };
         for range in self.spans.inherited(block.clone()) {
-            for piece in parent.pieces(range.start, range.end) {
-                if let Content::Data(bytes) = piece.content {
-                    buffer[(piece.offset - block.start) as usize..][..bytes.len()].copy_from_slice(bytes);
-                }
-            }
+            let (start, end) = (range.start - block.start, range.end - block.start);
+            parent.read(range.start, &mut buffer[start as usize..end as usize])?;
         }
-    }
-
-    /// What becomes of data. That it is the parent's is no rarity in a diff: KVM's dirty log counts a page as dirty that
-    /// the guest has only read (x86 maps it writable at a read fault where the host's mapping allows it).
-    fn fate(&self, start: u64, block: &[u8]) -> Fate {
-        if is_zero(block) {
-            return Fate::Zero;
-        }
-        match self.parent {
-            Some(parent) if equals(parent, start, block) => Fate::Inherited,
-            _ => Fate::Stored,
-        }
+        Ok(())
     }
 }
 
-fn equals(parent: &Image, start: u64, block: &[u8]) -> bool {
-    parent.pieces(start, start + block.len() as u64).all(|piece| {
-        let own = &block[(piece.offset - start) as usize..][..piece.length as usize];
-        match piece.content {
-            Content::Data(bytes) => own == bytes,
-            Content::Zero => is_zero(own),
-        }
-    })
-}
-
-fn length(range: &Range<u64>) -> u64 {
-    range.end - range.start
+/// Whether the parent's block, `record`, holds these bytes. It is read only if its beginning does.
+fn equals(parent: &Chain, record: &Record, block: &[u8], scratch: &mut Vec<u8>) -> Result<bool, Error> {
+    let mut probe = [0; PROBE];
+    parent.read_record(record, &mut probe)?;
+    if probe != block[..PROBE] {
+        return Ok(false);
+    }
+    scratch.resize(block.len(), 0);
+    parent.read_record(record, scratch)?;
+    Ok(scratch == block)
 }
 
 fn push(runs: &mut Vec<Run>, run: Run) {

@@ -46,6 +46,18 @@ pub struct Span {
     pub source: Source,
 }
 
+impl Span {
+    /// Bytes.
+    pub fn length(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether its data must be read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.source, Source::Raw | Source::Mixed)
+    }
+}
+
 /// A raw file's spans, in order, from 0 to its size, in pages.
 #[derive(Debug, Default)]
 pub struct Spans(Vec<Span>);
@@ -75,6 +87,20 @@ impl Spans {
         })?;
         spans.check_holes(raw, path)?;
         Ok(spans)
+    }
+
+    /// The spans of memory of which nothing is known: all of it is data.
+    pub fn data(size: u64) -> Self {
+        let mut spans = Self::default();
+        spans.push(0..size, Source::Raw);
+        spans
+    }
+
+    /// The spans of memory of which all is known: ranges that follow each other, from 0 on.
+    pub fn known(ranges: impl Iterator<Item = (Range<u64>, Source)>) -> Self {
+        let mut spans = Self::default();
+        ranges.for_each(|(range, source)| spans.push(range, source));
+        spans
     }
 
     fn of(raw: &File, path: &Path, size: u64, hole: impl Fn(&mut Self, Range<u64>)) -> Result<Self, Error> {

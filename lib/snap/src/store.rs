@@ -1,4 +1,4 @@
-//! The files of a snapshot being packed: the diff file, in place or copied; the parents' diff files; the header.
+//! The files of a snapshot being made: the diff file, in place or copied; the parents' diff files; the header.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,11 +10,13 @@ use nix::errno::Errno;
 use uuid::Uuid;
 use wire::Undo;
 
+use crate::chain::Chain;
 use crate::directory::Diff;
 use crate::header::{Header, Record};
 use crate::pack::Mode;
-use crate::scan::{Fate, Run, Scan};
-use crate::{Content, Error, directory, place, sums};
+use crate::scan::{Fate, Run};
+use crate::spans::Spans;
+use crate::{Error, directory, place, sums};
 
 /// Gives the raw file its second name, the diff file's, where the mode wants that and the file systems allow it.
 /// Returns the file, to be written to, if so: packing is in place.
@@ -97,107 +99,81 @@ pub fn take_away(raw: &Path, target: &Path, undo: &mut Undo) -> Result<bool, Err
     Ok(goes)
 }
 
-/// The diff file to be made.
-pub struct Job<'a> {
-    /// The raw file, as it was scanned.
-    pub scan: &'a Scan<'a>,
-    /// What the scan found.
-    pub runs: &'a [Run],
-    /// The header's records; those of `build` say what lies where.
-    pub records: &'a [Record],
-    /// The diff file's build.
-    pub build: Uuid,
-    /// Its path.
-    pub target: &'a Path,
-}
-
-impl Job<'_> {
-    /// The raw file is the diff file already. What it need not hold becomes holes, if that has not been done while it was
-    /// scanned, when nothing can be undone any more.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn in_place(&self, raw: &Path, file: &File, undo: &mut Undo) -> Result<(), Error> {
-        self.fill_from_parent(file, raw)?;
-        file.sync_all().map_err(Error::io("sync", raw))?;
-        if self.scan.punch.is_none() {
-            let file = file.try_clone().map_err(Error::io("open", raw))?;
-            let (path, unused) = (self.target.to_owned(), self.unused());
-            place::at_commit("holes", undo, move || {
-                if let Err(error) = unused.into_iter().try_for_each(|range| place::punch(&file, range)) {
-                    log::warn!("cannot free what {} need not hold: {error}", path.display());
-                }
-            });
-        }
-        Ok(())
-    }
-
-    /// The ranges that the raw file holds and the diff file need not.
-    fn unused(&self) -> Vec<Range<u64>> {
-        let unused = self.runs.iter().filter(|run| run.data && run.fate != Fate::Stored);
-        unused.map(|run| run.range.clone()).collect()
-    }
-
-    /// Writes a new diff file that holds what is stored, end to end.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn copy(&self, undo: &mut Undo) -> Result<(), wire::Error> {
-        let partial = place::Partial::create(self.target)?;
-        for record in self.own() {
-            wire::check_interrupt()?;
-            place::copy_range(
-                self.scan.raw,
-                record.offset,
-                &partial.file,
-                record.storage_offset,
-                record.length,
-            )
-            .map_err(Error::io("write", self.target))?;
-        }
-        self.fill_from_parent(&partial.file, self.target)?;
-        Ok(partial.publish(undo)?)
-    }
-
-    fn own(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter().filter(|record| record.build == self.build)
-    }
-
-    /// Puts the parent's pages into the stored blocks that have some of their own.
-    fn fill_from_parent(&self, file: &File, path: &Path) -> Result<(), Error> {
-        let Some(parent) = self.scan.parent else { return Ok(()) };
-        for record in self.own() {
-            for range in self.scan.spans.inherited(record.offset..record.end()) {
-                for piece in parent.pieces(range.start, range.end) {
-                    if let Content::Data(bytes) = piece.content {
-                        let at = record.storage_offset + (piece.offset - record.offset);
-                        file.write_all_at(bytes, at).map_err(Error::io("write", path))?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Brings along the diff files of `from` that `header` refers to.
+/// Makes holes of what a raw file holds and the diff file need not, when nothing can be undone any more.
 ///
 /// # Errors
-/// `corrupt` when one is missing; what the kernel said.
+/// What the kernel said.
+pub fn punch_at_commit(file: &File, path: &Path, runs: &[Run], undo: &mut Undo) -> Result<(), Error> {
+    let unused = runs.iter().filter(|run| run.data && run.fate != Fate::Stored);
+    let unused: Vec<Range<u64>> = unused.map(|run| run.range.clone()).collect();
+    let file = file.try_clone().map_err(Error::io("open", path))?;
+    let path = path.to_owned();
+    place::at_commit("holes", undo, move || {
+        if let Err(error) = unused.into_iter().try_for_each(|range| place::punch(&file, range)) {
+            log::warn!("cannot free what {} need not hold: {error}", path.display());
+        }
+    });
+    Ok(())
+}
+
+/// Copies what is stored of a raw file that was scanned into a new diff file, end to end.
+///
+/// # Errors
+/// What the kernel said; `timeout` when interrupted.
+pub fn copy_stored(raw: &File, runs: &[Run], target: &Path, undo: &mut Undo) -> Result<(), wire::Error> {
+    let partial = place::Partial::create(target)?;
+    let mut end = 0;
+    for run in runs.iter().filter(|run| run.fate == Fate::Stored) {
+        wire::check_interrupt()?;
+        place::copy_range(raw, run.range.start, &partial.file, end, run.length())
+            .map_err(Error::io("write", target))?;
+        end += run.length();
+    }
+    Ok(partial.publish(undo)?)
+}
+
+/// Puts the parent's pages into the stored blocks of `range` that have some of their own, in the raw file itself.
+///
+/// # Errors
+/// What the kernel said.
+pub fn fill_from_parent(
+    spans: &Spans,
+    parent: Option<&Chain>,
+    range: &Range<u64>,
+    file: &File,
+    path: &Path,
+) -> Result<(), Error> {
+    let Some(parent) = parent else { return Ok(()) };
+    let mut buffer = Vec::new();
+    for inherited in spans.inherited(range.clone()) {
+        // A block's pages, not more: they are within one.
+        buffer.resize((inherited.end - inherited.start) as usize, 0);
+        parent.read(inherited.start, &mut buffer)?;
+        file.write_all_at(&buffer, inherited.start).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+/// Brings along the diff files of `from` that `header` refers to, of the builds that are wanted.
+///
+/// # Errors
+/// `conflict` when another file has the name; what the kernel said.
 pub fn carry_diffs(
-    from: &Path,
-    of: &Header,
+    from: &Chain,
     header: &Header,
     dir: &Path,
+    of: impl Fn(Uuid) -> bool,
     undo: &mut Undo,
 ) -> Result<(), wire::Error> {
-    for (build, _) in header.builds().into_iter().filter(|(build, _)| *build != header.build) {
+    let builds = header.builds();
+    let wanted = |diff: &&Diff| of(diff.build) && builds.iter().any(|(build, _)| *build == diff.build);
+    for diff in from.diffs().iter().filter(wanted) {
         wire::check_interrupt()?;
-        let diff = directory::open_diff(from, of, build)?;
-        place::carry(&diff.path, &directory::diff_path(dir, build), undo)?;
-        let sums = sums::path(from, build);
+        place::carry(&diff.path, &directory::diff_path(dir, diff.build), undo)?;
+        let of = diff.path.parent().unwrap_or(Path::new("/"));
+        let sums = sums::path(of, diff.build);
         if sums.exists() {
-            place::carry(&sums, &sums::path(dir, build), undo)?;
+            place::carry(&sums, &sums::path(dir, diff.build), undo)?;
         }
     }
     Ok(())

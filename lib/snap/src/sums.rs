@@ -18,8 +18,6 @@ use crate::{Error, directory, place};
 
 const FIXED: usize = 24;
 const ENTRY: usize = 24;
-/// Bytes under one checksum at most, when a file is read for its checksums alone.
-const RUN: u64 = 1 << 20;
 
 /// The checksum of one range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +29,9 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// The checksum of a range of `bytes`, which begin at `start`.
-    pub fn of(range: Range<u64>, start: u64, bytes: &[u8]) -> Self {
-        let crc = crc32fast::hash(&bytes[(range.start - start) as usize..(range.end - start) as usize]);
-        Self { range, crc }
+    /// The checksum of a range, which holds these bytes.
+    pub fn of(range: Range<u64>, bytes: &[u8]) -> Self {
+        Self { range, crc: crc32fast::hash(bytes) }
     }
 }
 
@@ -52,22 +49,6 @@ pub fn in_storage(sums: Vec<Sum>, records: &[Record], build: Uuid) -> Vec<Sum> {
         Sum { range: start..start + (range.end - range.start), crc }
     };
     sums.into_iter().map(place).collect()
-}
-
-/// Reads a diff file that holds `length` bytes end to end for its checksums.
-///
-/// # Errors
-/// What reading said; `timeout` when interrupted.
-pub fn of_file(file: &File, path: &Path, length: u64) -> Result<Vec<Sum>, wire::Error> {
-    let mut buffer = Vec::new();
-    let mut sums = Vec::new();
-    for start in (0..length).step_by(RUN as usize) {
-        wire::check_interrupt()?;
-        let range = start..length.min(start + RUN);
-        let crc = crc_of(file, &range, &mut buffer).map_err(Error::io("read", path))?;
-        sums.push(Sum { range, crc });
-    }
-    Ok(sums)
 }
 
 fn crc_of(file: &File, range: &Range<u64>, buffer: &mut Vec<u8>) -> io::Result<u32> {

@@ -134,10 +134,10 @@ impl Snapshot {
             None => place::carry(&self.dir.join(directory::RANGES), &ranges, undo)?,
             // Nobody serves it page by page: it reads the plain file itself.
             Some(_) if self.vmm == directory::CLOUD_HYPERVISOR => {
-                unpack::unpack(&self.dir, &ranges, undo)?;
+                unpack::unpack(&self.dir, &ranges, 0, None, undo)?;
             }
             Some(_) => {
-                let (header, _) = merge::merge_into(&self.dir, out, None, undo)?;
+                let (header, _) = merge::merge(&self.dir, Some(out), 0, None, undo)?;
                 return Ok(Some(header.build.to_string()));
             }
         }

@@ -92,11 +92,12 @@ impl Chain {
     ) -> Packed {
         let dir = self.next_dir();
         let request = Pack {
-            raw: raw.clone(),
+            raw: raw.clone().into(),
             dir: dir.clone(),
             kind,
             parent: parent.clone(),
             removed,
+            size: None,
             block_size: Some(self.block_size),
             mode,
             build: None,
@@ -172,12 +173,12 @@ impl Chain {
                 let mut undo = Undo::default();
                 if *elsewhere {
                     let out = self.next_dir();
-                    snap::merge::merge_into(&dir, &out, None, &mut undo).unwrap();
+                    snap::merge::merge(&dir, Some(&out), 0, None, &mut undo).unwrap();
                     undo.commit();
                     fs::remove_dir_all(&dir).unwrap();
                     self.dir = Some(out);
                 } else {
-                    snap::merge::merge(&dir, None, &mut undo).unwrap();
+                    snap::merge::merge(&dir, None, 0, None, &mut undo).unwrap();
                     undo.commit();
                     let names = fs::read_dir(&dir).unwrap().count();
                     assert_eq!(names, 3, "a header, one diff file and its checksums are left");
@@ -191,7 +192,7 @@ impl Chain {
         let dir = self.dir.as_ref().unwrap();
         let raw = self.home.path().join("unpacked");
         let mut undo = Undo::default();
-        snap::unpack::unpack(dir, &raw, &mut undo).unwrap();
+        snap::unpack::unpack(dir, &raw, 0, None, &mut undo).unwrap();
         undo.commit();
         assert!(fs::read(&raw).unwrap() == self.memory, "unpack gives the memory");
 

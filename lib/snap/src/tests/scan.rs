@@ -27,14 +27,16 @@ fn several_threads_find_what_one_would() {
         raw.write_all(&bytes).unwrap();
     }
     let spans = Spans::full(raw.as_file(), raw.path(), pages * 4096).unwrap();
+    let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: pages * 4096 };
     let scan = Scan {
-        raw: raw.as_file(),
-        path: raw.path(),
+        input: &input,
         spans: &spans,
         block_size: 4096,
         parent: None,
+        expect: Expect::Nothing,
         sums: false,
         punch: None,
+        append: None,
     };
     let runs = scan.run().unwrap().runs;
     assert!(
@@ -61,14 +63,16 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         Spans::full(full.as_file(), full.path(), 64 << 20).unwrap()
     };
     raw.as_file().set_len(32 << 20).unwrap();
+    let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: 64 << 20 };
     let scan = Scan {
-        raw: raw.as_file(),
-        path: raw.path(),
+        input: &input,
         spans: &spans,
         block_size: 4096,
         parent: None,
+        expect: Expect::Nothing,
         sums: false,
         punch: None,
+        append: None,
     };
     let error = scan.run().unwrap_err();
     assert_eq!(error.kind, wire::Kind::Corrupt, "{error}");
