@@ -62,7 +62,11 @@ impl TestHost {
 
     fn with(vmm: Vmm, vcpus: u32, roots: Roots, disk: Option<PathBuf>) -> Self {
         let host = Self { vmm, vcpus, roots, slots: Mutex::default(), started: Instant::now(), disk };
-        images::install(&host.root()).expect("the images under the test's root");
+        let installed = match vmm {
+            Vmm::Toy => images::install_toys(&host.root()),
+            _ => images::install(&host.root()),
+        };
+        installed.expect("the images under the test's root");
         host
     }
 
@@ -123,7 +127,11 @@ impl TestHost {
 
     /// One of the programs, on this host.
     pub fn program(&self, name: &str) -> Program {
-        self.roots.program(name)
+        let program = self.roots.program(name);
+        match self.vmm {
+            Vmm::Toy => program.env("WRENN_FIRECRACKER", crate::program::path("toy-vmm")),
+            _ => program,
+        }
     }
 
     /// The supervisor.
@@ -301,6 +309,9 @@ fn tail(path: &Path) {
 }
 
 fn usable(vmm: Vmm) -> Result<(), String> {
+    if vmm == Vmm::Toy {
+        return usable_by_toys();
+    }
     if std::env::var_os("WRENN_LAB").is_none() {
         return Err("needs root, device-mapper and KVM: run it by scripts/lab".into());
     }
@@ -314,4 +325,17 @@ fn usable(vmm: Vmm) -> Result<(), String> {
     }
     vmm.program()?;
     images::available()
+}
+
+/// The launcher opens /dev/kvm, the guest's memory comes by a userfaultfd, and the slot is real.
+fn usable_by_toys() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("needs root".into());
+    }
+    let open = |path: &str| File::options().read(true).write(true).open(path);
+    for device in ["/dev/kvm", "/dev/net/tun"] {
+        open(device).map_err(|error| format!("{device} cannot be opened: {error}"))?;
+    }
+    sys::uffd::Uffd::create().map_err(|error| format!("no userfaultfd: {error}"))?;
+    Ok(())
 }

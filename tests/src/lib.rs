@@ -5,15 +5,18 @@
 //! - [`sandbox`]: one sandbox, as the supervisor's user sees it.
 //! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
 //! - [`dump`]: a dump as it is being written, to interrupt it.
+//! - [`follow`], [`killing`]: the supervisor followed step by step, and whoever is killed at every step.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
 //! - [`recorded`]: Cloud Hypervisor's API as it was recorded, where there is no Cloud Hypervisor.
 //! - [`skip`]: a test that cannot run here says so.
 #![forbid(unsafe_code)]
 
 pub mod dump;
+pub mod follow;
 pub mod host;
 pub mod images;
 pub mod kernel;
+pub mod killing;
 pub mod memory;
 pub mod program;
 pub mod recorded;

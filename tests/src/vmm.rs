@@ -13,16 +13,18 @@ pub enum Vmm {
     CloudHypervisor,
     /// Our own, built beside the other programs: it is always there.
     WrennVmm,
+    /// The tests' own machine in small, in Firecracker's place: it needs no KVM that works, and so no lab.
+    Toy,
 }
 
 impl Vmm {
-    /// All of them.
+    /// All that run real guests.
     pub const ALL: [Self; 3] = [Self::Firecracker, Self::CloudHypervisor, Self::WrennVmm];
 
     /// The name in `spec.vmm`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Firecracker => "firecracker",
+            Self::Firecracker | Self::Toy => "firecracker",
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::WrennVmm => "wrenn-vmm",
         }
@@ -31,7 +33,7 @@ impl Vmm {
     /// Its state's name in a snapshot's directory.
     pub fn state_file(self) -> &'static str {
         match self {
-            Self::Firecracker => "snapfile",
+            Self::Firecracker | Self::Toy => "snapfile",
             Self::CloudHypervisor => "state.json",
             Self::WrennVmm => "wrenn-vmm.state",
         }
@@ -64,6 +66,7 @@ impl Vmm {
             Self::Firecracker => "WRENN_FIRECRACKER",
             Self::CloudHypervisor => "WRENN_CLOUD_HYPERVISOR",
             Self::WrennVmm => return Ok(program::path("wrenn-vmm")),
+            Self::Toy => return Ok(program::path("toy-vmm")),
         };
         let path = std::env::var_os(variable).filter(|path| !path.is_empty());
         let path = PathBuf::from(path.ok_or_else(|| format!("{variable} names no {}", self.name()))?);
@@ -79,6 +82,12 @@ macro_rules! on_every_vmm {
         $crate::on_every_vmm_like_firecracker!($($name),+);
         $crate::tests_on!(cloud_hypervisor, CloudHypervisor, 1, $crate::host::TestHost, $($name),+);
     };
+}
+
+/// Makes each of these functions a test on the machine in small: `toy::name`.
+#[macro_export]
+macro_rules! on_a_toy {
+    ($($name:ident),+ $(,)?) => { $crate::tests_on!(toy, Toy, 1, $crate::host::TestHost, $($name),+); };
 }
 
 /// The same without Cloud Hypervisor: for what is about Diffs, a page server or a log that has the guest's console.
