@@ -16,6 +16,7 @@ mod reconcile;
 mod resume;
 mod rm;
 mod sandbox;
+mod serve;
 mod shutdown;
 mod snapshot;
 mod table;

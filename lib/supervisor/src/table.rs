@@ -3,7 +3,7 @@
 use wire::{Field, Input, LockOf, Tool, Type, Verb};
 
 use crate::{
-    copy, create, doctor, exec, gc, list, pause, reconcile, resume, rm, shutdown, snapshot, template,
+    copy, create, doctor, exec, gc, list, pause, reconcile, resume, rm, serve, shutdown, snapshot, template,
 };
 
 const ID: Field = Field::need("id", Type::Id, "the sandbox");
@@ -230,6 +230,13 @@ pub static TOOL: Tool = Tool {
             input: Input::None,
             lock: LockOf::None,
             ..Verb::new("gc", "finish or undo what a crash left, remove what belongs to no sandbox", gc::run)
+        },
+        Verb {
+            fields: &[Field::may("socket", Type::Path, "where to listen (default <run>/agent.sock)").flag("socket")],
+            example: "wrenn serve & sleep 1; curl --unix-socket /run/wrenn/agent.sock http://wrenn/v1/sandboxes",
+            input: Input::None,
+            lock: LockOf::None,
+            ..Verb::new("serve", "answer the verbs as HTTP and JSON on a Unix socket", serve::run)
         },
         Verb {
             fields: &[
