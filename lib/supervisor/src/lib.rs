@@ -2,6 +2,7 @@
 //! other programs' verbs in process.
 #![forbid(unsafe_code)]
 
+mod columns;
 mod copy;
 mod create;
 mod doctor;
@@ -10,6 +11,7 @@ mod failed;
 mod gc;
 mod journal;
 mod list;
+mod listing;
 mod pause;
 mod recall;
 mod reconcile;

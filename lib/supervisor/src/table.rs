@@ -3,7 +3,8 @@
 use wire::{Field, Input, LockOf, Tool, Type, Verb};
 
 use crate::{
-    copy, create, doctor, exec, gc, list, pause, reconcile, resume, rm, serve, shutdown, snapshot, template,
+    copy, create, doctor, exec, gc, list, listing, pause, reconcile, resume, rm, serve, shutdown, snapshot,
+    template,
 };
 
 const ID: Field = Field::need("id", Type::Id, "the sandbox");
@@ -187,10 +188,17 @@ pub static TOOL: Tool = Tool {
             ..one("rm", "remove everything of a sandbox, its pauses too", rm::run)
         },
         Verb {
+            fields: &[
+                Field::may("state", Type::OneOf(list::STATES), "only those in this state").flag("state"),
+                Field::may("template", Type::String, "only those made from this template").flag("template"),
+                Field::may("metadata", Type::Environment, "only those with this metadata").flag("metadata"),
+                Field::may("json", Type::Bool, "no table on a terminal").flag("json"),
+            ],
             reply: &[Field::need("sandboxes", Type::Array, "their documents")],
-            example: "wrenn ls --pretty",
+            example: "wrenn ls --state running",
             input: Input::None,
             lock: LockOf::None,
+            show: Some(listing::show),
             ..Verb::new("ls", "all sandboxes", list::ls)
         },
         Verb {

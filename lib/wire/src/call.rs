@@ -87,6 +87,11 @@ pub(crate) fn print_line(value: &Value, pretty: bool) -> Result<(), Error> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
     let mut text = text.map_err(|error| Error::new(Kind::Internal, "wire.print", error.to_string()))?;
     text.push('\n');
+    print_out(&text)
+}
+
+/// Prints text as it is and flushes.
+pub(crate) fn print_out(text: &str) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
         Error::new(Kind::Peer, "wire.reply_lost", "the reply cannot be delivered").detail(error)

@@ -1,7 +1,7 @@
 //! What every program does around its verbs: read requests, run the verb under the sandbox's lock, deliver the reply or
 //! undo the work, and end with the status of the first error.
 
-use std::io::{BufReader, Read};
+use std::io::{BufReader, IsTerminal, Read};
 use std::process::ExitCode;
 
 use log::LevelFilter;
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::arguments::Arguments;
-use crate::call::{Reply, print_line};
+use crate::call::{Reply, print_line, print_out};
 use crate::tool::{Failed, Tool, Verb, to_stdout};
 use crate::{Document, Error, Host, Kind};
 
@@ -180,6 +180,14 @@ impl Program<'_> {
     }
 
     fn deliver(&self, document: &Document) -> Result<(), Error> {
+        if let Some(show) = self.verb.show
+            && !self.arguments.pretty
+            && std::io::stdout().is_terminal()
+            && document.get("error").is_none()
+            && let Some(text) = show(document)
+        {
+            return print_out(&text);
+        }
         // The map is cloned rather than moved: on a lost reply the document is still wanted for the log.
         print_line(&Value::Object(document.map().clone()), self.arguments.pretty)
     }

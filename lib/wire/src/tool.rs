@@ -41,6 +41,8 @@ pub struct Verb {
     pub operands: &'static [&'static str],
     /// The field that takes the words after `--`, as an array.
     pub rest: Option<&'static str>,
+    /// The reply as people read it, when stdout is a terminal. `None`, also of the function, for JSON as everywhere else.
+    pub show: Option<fn(&Document) -> Option<String>>,
     /// The work.
     pub run: fn(&mut Call) -> Result<Reply, Error>,
 }
@@ -62,6 +64,7 @@ impl Verb {
             lock: LockOf::Sandbox,
             operands: &[],
             rest: None,
+            show: None,
             run,
         }
     }
