@@ -5,7 +5,7 @@ use sys::lock::Lock;
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Reply, TemplateName};
 
 use crate::sandbox::{Sandbox, roll_back};
-use crate::{resume, rm};
+use crate::{resume, rm, watch};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let id = match call.document.id()? {
@@ -70,6 +70,12 @@ fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template)
             return Err(Error::field(&path, format!("must be at least {least}, not {value}")));
         }
         document.set(&path, value);
+    }
+    if let Some(word) = request.find::<String>("spec.on_expiry")?
+        && !watch::ON_EXPIRY.contains(&word.as_str())
+    {
+        let words = watch::ON_EXPIRY.join(" or ");
+        return Err(Error::field("spec.on_expiry", format!("must be {words}, not {word:?}")));
     }
     if request.get("spec.user").is_none() {
         document.set("spec.user", "root");

@@ -17,11 +17,14 @@ mod recall;
 mod reconcile;
 mod resume;
 mod rm;
+mod sample;
 mod sandbox;
 mod serve;
 mod shutdown;
 mod snapshot;
 mod table;
 mod template;
+mod top;
+mod watch;
 
 pub use table::TOOL;

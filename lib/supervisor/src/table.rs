@@ -2,6 +2,7 @@
 
 use wire::{Field, Input, LockOf, Tool, Type, Verb};
 
+use crate::watch::{self, verbs};
 use crate::{
     copy, create, doctor, exec, gc, list, listing, pause, reconcile, resume, rm, serve, shutdown, snapshot,
     template,
@@ -79,9 +80,15 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "spec.timeout_s",
                     Type::Integer,
-                    "idle seconds after which it may be paused; kept for whoever does (default 0: never)",
+                    "idle seconds after which `wrenn watch` pauses it (default 0: never)",
                 )
                 .flag("timeout"),
+                Field::may(
+                    "spec.on_expiry",
+                    Type::OneOf(watch::ON_EXPIRY),
+                    "what `wrenn watch` does with it then (default pause)",
+                )
+                .flag("on-expiry"),
                 Field::may(
                     "spec.vmm",
                     Type::String,
@@ -259,6 +266,8 @@ pub static TOOL: Tool = Tool {
             lock: LockOf::None,
             ..Verb::new("shutdown", "pause all that runs and leave a clean host", shutdown::run)
         },
+        verbs::WATCH,
+        verbs::TOP,
         Verb {
             reply: &[
                 Field::need("checks", Type::Array, "name, ok, message, and a remedy where it is not ok"),

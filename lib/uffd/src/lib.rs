@@ -9,6 +9,7 @@ mod area;
 mod bits;
 mod config;
 mod control;
+mod ending;
 mod engine;
 mod epochs;
 mod error;
@@ -26,6 +27,7 @@ mod stop;
 mod wait;
 pub mod workingset;
 
+pub use ending::died;
 pub use engine::{Counts, Engine, Step};
 pub use error::Error;
 pub use prefetch::Prefetch;
