@@ -33,6 +33,25 @@ const REFUSED: &[Row] = &[
     ("pack raw=@empty dir=@new kind=full", 2, "snap.field", "raw"),
     ("pack raw=@odd dir=@new kind=full", 2, "snap.field", "raw"),
     ("pack raw=@good dir=@new kind=full block_size:=2097152", 2, "snap.field", "raw"),
+    // Memory that is no file.
+    ("pack raw=- dir=@new kind=diff parent=@one", 2, "snap.field", "kind"),
+    ("pack raw=- dir=@new kind=full mode=inplace", 2, "snap.field", "mode"),
+    ("pack raw=- dir=@new kind=full", 9, "snap.pipe_length", "gave 0 bytes"),
+    ("pack raw:={\"pid\":1} dir=@new kind=full", 2, "wire.field", "regions"),
+    ("pack raw:={\"pid\":0,\"regions\":[]} dir=@new kind=full", 2, "wire.field", "pid"),
+    ("pack raw:={\"pid\":1,\"regions\":[]} dir=@new kind=full", 2, "snap.field", "process 1 has 0 bytes"),
+    (
+        "pack raw:={\"pid\":1,\"regions\":[[0,100]]} dir=@new kind=full",
+        2,
+        "snap.field",
+        "process 1 has 100 bytes",
+    ),
+    (
+        "pack raw:={\"pid\":2147483647,\"regions\":[[0,4096]]} dir=@new kind=full",
+        3,
+        "snap.process",
+        "process 2147483647 is not there",
+    ),
     // The directory.
     ("pack raw=@good dir=@good kind=full", 2, "snap.field", "dir"),
     ("pack raw=@good dir=@absent/new kind=full", 3, "snap.io", "absent/new"),
@@ -70,6 +89,20 @@ const REFUSED: &[Row] = &[
     ("merge dir=@short", 9, "snap.diff_short", "short/memfile."),
     ("merge dir=@one out=@two", 4, "snap.exists", "two/memfile.header"),
     ("merge dir=@one out=@good", 2, "snap.field", "out"),
+    ("unpack dir=@one raw=@out offset:=12288", 2, "snap.field", "offset"),
+    ("unpack dir=@one raw=@out offset:=4096 length:=8193", 2, "snap.field", "8193 bytes from 4096 on"),
+    ("unpack dir=@one raw=@out length:=0", 2, "snap.field", "0 bytes from 0 on"),
+    ("unpack dir=@one raw=@out offset:=1 length:=18446744073709551615", 2, "snap.field", "offset"),
+    ("rebase dir=@one", 2, "wire.field", "parent"),
+    ("rebase dir=@one parent=@absent", 3, "snap.io", "absent"),
+    ("rebase dir=@one parent=@cut", 9, "snap.header", "cut/memfile.header"),
+    ("rebase dir=@lost parent=@one", 9, "snap.diff_missing", "lost/memfile."),
+    ("rebase dir=@one parent=@huge", 2, "snap.field", "parent"),
+    ("rebase dir=@one parent=@two out=@two", 4, "snap.exists", "two/memfile.header"),
+    ("prune dir=@absent", 3, "snap.io", "absent"),
+    ("prune dir=@foreign", 3, "snap.none", "foreign"),
+    ("prune dir=@lost", 9, "snap.diff_missing", "lost/memfile."),
+    ("prune dir=@cut", 9, "snap.header", "cut/memfile.header"),
     ("inspect dir=@good", 3, "snap.io", "good"),
     ("inspect dir=@cut", 9, "snap.header", "cut/memfile.header"),
     ("verify dir=@absent", 3, "snap.io", "absent"),
@@ -113,6 +146,8 @@ fn host() -> Bench {
         bench
             .done(&format!("pack raw=@raw dir=@{name} kind=full build=aaaaaaaa-0000-4000-8000-000000000001"));
     }
+    bench.full("raw", &[1; 512]);
+    bench.done("pack raw=@raw dir=@huge kind=full block_size:=2097152");
     let diff = |name: &str| bench.path(name).join("memfile.aaaaaaaa-0000-4000-8000-000000000001");
     let header = fs::read(bench.path("cut/memfile.header")).unwrap();
     fs::write(bench.path("cut/memfile.header"), &header[..70]).unwrap();

@@ -48,6 +48,12 @@ pub enum Error {
         /// What is wrong with it.
         fault: HeaderFault,
     },
+    /// Checksums that are none.
+    #[error("{} is no file of checksums for this build", path.display())]
+    Sums {
+        /// Their path.
+        path: PathBuf,
+    },
     /// A diff file that the header refers to is not there.
     #[error("{} is missing, and {} refers to it", path.display(), header.display())]
     DiffMissing {
@@ -122,9 +128,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A pipe ended where memory cannot.
-    #[error("the pipe ended after {bytes} bytes, not {}", wanted.map_or_else(|| format!("a positive multiple of the block size {block_size}"), |wanted| wanted.to_string()))]
-    Short {
+    /// A pipe ended where memory cannot, or did not where it must.
+    #[error("the pipe gave {bytes} bytes, not {}", wanted.map_or_else(|| format!("a positive multiple of the block size {block_size}"), |wanted| wanted.to_string()))]
+    PipeLength {
         /// How many bytes came.
         bytes: u64,
         /// How many should have, where that is known.
@@ -165,7 +171,8 @@ impl Fault for Error {
             | Self::DiffShort { .. }
             | Self::Plain { .. }
             | Self::Config { .. }
-            | Self::Short { .. }
+            | Self::Sums { .. }
+            | Self::PipeLength { .. }
             | Self::Faults { .. } => Kind::Corrupt,
             Self::Exists { .. } | Self::Busy { .. } | Self::NotASnapshot { .. } => Kind::Conflict,
             Self::Extents { .. } => Kind::Unsupported,
@@ -187,8 +194,9 @@ impl Fault for Error {
             Self::Busy { .. } => "snap.busy",
             Self::NotASnapshot { .. } => "snap.not_a_snapshot",
             Self::Extents { .. } => "snap.extents",
+            Self::Sums { .. } => "snap.sums",
             Self::Process { .. } => "snap.process",
-            Self::Short { .. } => "snap.short",
+            Self::PipeLength { .. } => "snap.pipe_length",
             Self::Faults { .. } => "snap.faults",
         }
     }

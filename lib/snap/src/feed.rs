@@ -53,15 +53,15 @@ impl<'a> Feed<'a> {
     /// The next batch, and its data: the bytes of its spans that are read, one after the other. `false` after the last.
     ///
     /// # Errors
-    /// What reading said; `corrupt` when a pipe ends within a block; `timeout` when interrupted.
+    /// What reading said; `corrupt` when a pipe is too short or too long; `timeout` when interrupted.
     pub fn next(&self, batch: &mut Batch, buffer: &mut Vec<u8>) -> Result<bool, wire::Error> {
         wire::check_interrupt()?;
         batch.spans.clear();
         let mut state = lock(&self.state);
         batch.turn = state.turn;
         state.turn += 1;
-        if let Input::Pipe(pipe) = self.input {
-            return self.next_of_pipe(&mut state, pipe, batch, buffer);
+        if let Input::Pipe { pipe, wanted } = self.input {
+            return self.next_of_pipe(&mut state, pipe, *wanted, batch, buffer);
         }
         let bytes = self.take(&mut state, batch);
         drop(state);
@@ -99,6 +99,7 @@ impl<'a> Feed<'a> {
         &self,
         state: &mut State,
         pipe: &File,
+        wanted: Option<u64>,
         batch: &mut Batch,
         buffer: &mut Vec<u8>,
     ) -> Result<bool, wire::Error> {
@@ -108,10 +109,13 @@ impl<'a> Feed<'a> {
         buffer.resize(self.step as usize, 0);
         let read = read_pipe(pipe, buffer)? as u64;
         state.ended = read < self.step;
-        if !read.is_multiple_of(self.block_size) {
-            return Err(
-                Error::Short { bytes: state.at + read, wanted: None, block_size: self.block_size }.into()
-            );
+        let bytes = state.at + read;
+        let wrong = match wanted {
+            Some(wanted) => bytes > wanted || (state.ended && bytes < wanted),
+            None => bytes == 0,
+        };
+        if wrong || !bytes.is_multiple_of(self.block_size) {
+            return Err(Error::PipeLength { bytes, wanted, block_size: self.block_size }.into());
         }
         buffer.truncate(read as usize);
         let range = state.at..state.at + read;

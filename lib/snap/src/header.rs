@@ -104,7 +104,7 @@ pub enum HeaderFault {
     #[error("the header is truncated: its last record has {0} of {RECORD} bytes")]
     RecordTruncated(usize),
     /// A record does not begin where the one before it ends.
-    #[error("record {index} begins at {offset}, the one before it ends at {expected}")]
+    #[error("record {index} begins at {offset}, the one before it ends at {expected}: {}", if offset > expected { "a gap" } else { "an overlap, or out of order" })]
     Order {
         /// Which record, from 0.
         index: usize,

@@ -1,6 +1,7 @@
 //! A memory image to read from: a snapshot directory or a raw file, as runs of zeros and of mapped data.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use sys::mapping::Mapping;
@@ -9,6 +10,7 @@ use crate::Error;
 use crate::directory;
 use crate::header::{self, Header, Record};
 use crate::spans::{Source, Span, Spans};
+use crate::sums::Sums;
 
 /// A memory image, opened. Reading copies nothing and locks nothing; it may be shared between threads.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Image {
     /// Memory's bucket `n` begins at `n << bucket_bits`.
     bucket_bits: u32,
     files: Vec<Mapping>,
+    /// Checksums of each of the files, where there are some.
+    sums: Vec<Option<Sums>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +57,25 @@ pub enum Content<'a> {
     Zero,
     /// These bytes, as many as the extent is long.
     Data(&'a [u8]),
+}
+
+/// What comparing stored bytes with their checksum found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checked {
+    /// These offsets into memory, the one that was asked for among them, are what was stored.
+    Good(Range<u64>),
+    /// Nothing is known of these: they are zeros, or have no checksum.
+    Unknown(Range<u64>),
+    /// These are not what was stored.
+    Wrong(Range<u64>),
+}
+
+impl Checked {
+    /// The offsets into memory that it is about.
+    pub fn range(&self) -> &Range<u64> {
+        let (Self::Good(range) | Self::Unknown(range) | Self::Wrong(range)) = self;
+        range
+    }
 }
 
 impl Extent<'_> {
@@ -88,7 +111,20 @@ impl Image {
             file: diffs.iter().position(|diff| diff.build == record.build).map_or(ZERO, |index| index as u32),
         };
         let runs = merged.iter().map(run).collect();
-        Ok(Self::new(header.size, header.block_size, runs, files))
+        let sums = vec![None; files.len()];
+        Ok(Self { sums, ..Self::new(header.size, header.block_size, runs, files) })
+    }
+
+    /// Opens a snapshot directory with its checksums, as far as it has some, for [`Image::check_run`]: 24 bytes for each
+    /// 256 KiB that are stored together, at least one for each record.
+    ///
+    /// # Errors
+    /// As [`Image::open`]; `corrupt` when checksums are something else.
+    pub fn open_checked(dir: &Path) -> Result<Self, Error> {
+        let header = directory::read_header(dir)?;
+        let image = Self::with_header(dir, &header)?;
+        let sums = header.builds().into_iter().map(|(build, _)| Sums::open(dir, build));
+        Ok(Self { sums: sums.collect::<Result<_, _>>()?, ..image })
     }
 
     /// Opens a raw memory file; its holes are zeros. Its block size is 4096.
@@ -129,7 +165,7 @@ impl Image {
             })
             .collect();
         buckets.push(runs.len() as u32 - 1);
-        Self { size, block_size, runs, buckets, bucket_bits, files }
+        Self { size, block_size, runs, buckets, bucket_bits, files, sums: Vec::new() }
     }
 
     /// The index of the run that holds `offset`.
@@ -178,6 +214,30 @@ impl Image {
             Some(file) => Content::Data(&file[storage_offset as usize..][..length as usize]),
         };
         Extent { offset, length, content }
+    }
+
+    /// Compares the bytes under the checksum that covers `offset` with it: at most 256 KiB, 2 MiB of huge blocks. Who loads
+    /// an image run by run calls it for the beginning of each, and for the end of what it says, until the run is through;
+    /// nothing is kept or allocated. Only for an image that was opened with [`Image::open_checked`].
+    ///
+    /// # Panics
+    /// When `offset` is not below [`Image::size`].
+    pub fn check_run(&self, offset: u64) -> Checked {
+        let extent = self.extent_at(offset);
+        let run = self.runs[self.index_of(offset)];
+        let sums = self.sums.get(run.file as usize).and_then(Option::as_ref);
+        let stored = run.storage_offset + (offset - extent.offset);
+        let Some(sum) = sums.and_then(|sums| sums.covering(stored)) else {
+            return Checked::Unknown(offset..extent.end());
+        };
+        // The part of it that this run still has; an image on top of the one that it was taken for may have less.
+        let memory = |at: u64| (at + extent.offset).saturating_sub(run.storage_offset);
+        let range = memory(sum.range.start).max(extent.offset)..memory(sum.range.end).min(extent.end());
+        let bytes = self.files[run.file as usize].get(sum.range.start as usize..sum.range.end as usize);
+        match bytes.is_some_and(|bytes| sum.is_of(bytes)) {
+            true => Checked::Good(range),
+            false => Checked::Wrong(range),
+        }
     }
 
     /// The bytes of `start..end` as pieces, in order.

@@ -87,7 +87,12 @@ pub enum Input<'a> {
         size: u64,
     },
     /// What comes next, and nothing else, can be read.
-    Pipe(File),
+    Pipe {
+        /// Its reading end.
+        pipe: File,
+        /// Bytes that it must have, where that is known.
+        wanted: Option<u64>,
+    },
     /// Read while the process is there.
     Process {
         /// Where its memory is.
@@ -102,11 +107,11 @@ pub enum Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Opens it.
+    /// Opens it. A pipe must have so many bytes as are wanted; where nothing is known, as many as come.
     ///
     /// # Errors
     /// What opening the file said; `invalid` for what is no regular file, `not_found` when the process is gone.
-    pub fn open(raw: &'a Raw) -> Result<Self, Error> {
+    pub fn open(raw: &'a Raw, wanted: Option<u64>) -> Result<Self, Error> {
         match raw {
             Raw::File(path) => {
                 let file = File::open(path).map_err(Error::io("open", path))?;
@@ -117,7 +122,7 @@ impl<'a> Input<'a> {
                 let pipe = pipe.try_clone().map_err(Error::io("open", "the pipe"))?;
                 // Fewer turns between who writes and who reads; without it, it is only slower.
                 let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
-                Ok(Self::Pipe(pipe.into()))
+                Ok(Self::Pipe { pipe: pipe.into(), wanted })
             }
             Raw::Process(regions) => {
                 let size = regions.size()?;
@@ -136,7 +141,7 @@ impl<'a> Input<'a> {
         match self {
             Self::File { size, .. } | Self::Process { size, .. } => Some(*size),
             Self::Chain(chain) => Some(chain.header.size),
-            Self::Pipe(_) => None,
+            Self::Pipe { .. } => None,
         }
     }
 
@@ -151,7 +156,7 @@ impl<'a> Input<'a> {
             }
             Self::Chain(chain) => chain.read(start, buffer),
             Self::Process { regions, .. } => read_process(regions, start, buffer),
-            Self::Pipe(_) => unreachable!("a pipe is read in order"),
+            Self::Pipe { .. } => unreachable!("a pipe is read in order"),
         }
     }
 

@@ -30,9 +30,10 @@ pub mod verify;
 
 pub use error::Error;
 pub use header::Header;
-pub use image::{Content, Extent, Image};
+pub use image::{Checked, Content, Extent, Image};
 pub use input::{Raw, Regions};
 pub use removed::{Removed, RemovedFault};
+pub use sums::Sums;
 
 /// The program.
 pub static TOOL: wire::Tool = wire::Tool {

@@ -21,9 +21,10 @@ use crate::{Error, directory, place, store, sums};
 /// what the kernel said.
 pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     // Everything that can be refused is refused here.
-    let input = Input::open(&request.raw)?;
     let open = |dir: &std::path::PathBuf| Chain::open_any(dir, request.block_size);
     let parent = request.parent.as_ref().map(open).transpose()?;
+    let wanted = parent.as_ref().map(|parent| parent.header.size).or(request.size);
+    let input = Input::open(&request.raw, wanted)?;
     let block_size = block_size(request, parent.as_ref())?;
     check(request, &input, parent.as_ref(), block_size)?;
     let build = build(request, parent.as_ref())?;
@@ -47,7 +48,7 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
         store::carry_diffs(parent, &header, &request.dir, |_| true, undo)?;
     }
     if request.checksums {
-        let sums = sums::in_storage(sums, &header.records, build);
+        let sums = sums::Sums::in_storage(sums, &header.records, build);
         sums::write(&request.dir, build, &sums, undo)?;
     }
     wire::check_interrupt()?;
@@ -113,6 +114,7 @@ impl Packing<'_> {
 
     fn scan(&self) -> Scan<'_> {
         Scan {
+            what: "packing",
             input: &self.input,
             spans: &self.spans,
             block_size: self.block_size,
@@ -129,22 +131,8 @@ impl Packing<'_> {
         let partial = place::Partial::create(self.target)?;
         let append = Some(Append::new(&partial.file, self.target));
         let scanned = Scan { append, ..self.scan() }.run()?;
-        if let Input::Pipe(_) = self.input {
-            self.check_pipe(scanned.size())?;
-        }
         partial.publish(undo)?;
         Ok((scanned, How::Copied))
-    }
-
-    /// A pipe's size is known only at its end.
-    fn check_pipe(&self, bytes: u64) -> Result<(), Error> {
-        let wanted = self.parent.as_ref().map(|parent| parent.header.size).or(self.request.size);
-        match wanted {
-            Some(wanted) if wanted != bytes => {}
-            _ if bytes == 0 => {}
-            _ => return Ok(()),
-        }
-        Err(Error::Short { bytes, wanted, block_size: self.block_size })
     }
 
     /// The raw file is the diff file already. What it need not hold becomes holes, if that has not been done while it was
@@ -194,7 +182,7 @@ fn check(request: &Pack, input: &Input, parent: Option<&Chain>, block_size: u64)
     let raw = match input {
         Input::File { path, .. } => path.display().to_string(),
         Input::Process { process, .. } => format!("process {}", process.pid),
-        Input::Pipe(_) | Input::Chain(_) => "it".to_owned(),
+        Input::Pipe { .. } | Input::Chain(_) => "it".to_owned(),
     };
     if !matches!(input, Input::File { .. }) {
         let refuse = |field, what: &str| {

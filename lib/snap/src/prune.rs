@@ -68,7 +68,8 @@ pub fn prune(dir: &Path, undo: &mut Undo) -> Result<Pruned, Error> {
 
 fn is_stray(chain: &Chain, path: &Path, name: &str) -> Result<bool, Error> {
     let used = |path: &Path| chain.diffs().iter().any(|diff| diff.path == path);
-    let known = |build: Uuid| chain.diffs().iter().any(|diff| diff.build == build);
+    // The header names its own build also where nothing of it is stored.
+    let known = |build| build == chain.header.build || chain.diffs().iter().any(|diff| diff.build == build);
     if name.starts_with(".memfile.") && name.ends_with(".partial") {
         return place::is_left_over(path);
     }

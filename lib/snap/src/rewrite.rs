@@ -14,6 +14,7 @@ use crate::pack::Blocks;
 use crate::packing::{count, records};
 use crate::scan::{Expect, Scan, Scanned};
 use crate::spans::{Source, Spans};
+use crate::sums::Sums;
 use crate::{Error, directory, place, store, sums};
 
 /// What to write, and where.
@@ -64,7 +65,7 @@ impl Rewrite<'_> {
             records: records(&runs, build, false, parent),
             ..self.old.header
         };
-        sums::write(dir, build, &sums::in_storage(sums, &header.records, build), undo)?;
+        sums::write(dir, build, &Sums::in_storage(sums, &header.records, build), undo)?;
         wire::check_interrupt()?;
         match (self.out, self.parent) {
             (Some(out), parent) => {
@@ -97,6 +98,7 @@ impl Rewrite<'_> {
         let partial = place::Partial::create(target)?;
         let input = Input::Chain(self.old);
         let scan = Scan {
+            what: "rewriting",
             input: &input,
             spans,
             block_size: self.old.header.block_size,

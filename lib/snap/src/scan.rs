@@ -73,6 +73,8 @@ pub enum Expect {
 /// One scan: what to read, and what to compare with.
 #[derive(Debug)]
 pub struct Scan<'a> {
+    /// What it is done for, to tell how far it is.
+    pub what: &'static str,
     /// The memory.
     pub input: &'a Input<'a>,
     /// Where its data is; empty for a pipe.
@@ -100,13 +102,6 @@ pub struct Scanned {
     pub sums: Vec<Sum>,
 }
 
-impl Scanned {
-    /// Bytes of memory.
-    pub fn size(&self) -> u64 {
-        self.runs.last().map_or(0, |run| run.range.end)
-    }
-}
-
 /// The buffers of one thread.
 #[derive(Debug, Default)]
 struct Buffers {
@@ -124,15 +119,17 @@ impl Scan<'_> {
     pub fn run(&self) -> Result<Scanned, wire::Error> {
         let spans = self.spans.blocks(self.block_size);
         let to_read = match self.input {
-            Input::Pipe(_) => u64::MAX,
+            Input::Pipe { .. } => u64::MAX,
             _ => spans.iter().filter(|span| span.is_read()).map(Span::length).sum(),
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) as u64;
         let threads = threads.min(to_read / THREAD_WORTH).max(1);
 
+        let total = Some(to_read).filter(|bytes| *bytes < u64::MAX);
+        let progress = wire::Progress::bytes(self.what, total);
         let feed = Feed::new(self.input, spans, self.block_size);
         let failed = AtomicBool::new(false);
-        let work = || self.work(&feed, &failed);
+        let work = || self.work(&feed, &failed, &progress);
         let parts = std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads)
                 .map(|_| {
@@ -159,7 +156,12 @@ impl Scan<'_> {
         Ok(Scanned { runs: merge(found.runs), sums: found.sums })
     }
 
-    fn work(&self, feed: &Feed, failed: &AtomicBool) -> Result<Scanned, wire::Error> {
+    fn work(
+        &self,
+        feed: &Feed,
+        failed: &AtomicBool,
+        progress: &wire::Progress,
+    ) -> Result<Scanned, wire::Error> {
         /// Who waits for this thread's turn waits no more, also when it panics.
         struct Ended<'a>(&'a Scan<'a>, &'a AtomicBool, bool);
         impl Drop for Ended<'_> {
@@ -176,6 +178,7 @@ impl Scan<'_> {
         let mut batch = Batch::default();
         while !failed.load(Ordering::Relaxed) && feed.next(&mut batch, &mut buffers.data)? {
             self.batch(&batch, &mut buffers, &mut found)?;
+            progress.add(buffers.data.len() as u64);
         }
         ended.2 = true;
         Ok(found)

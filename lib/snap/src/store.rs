@@ -183,7 +183,13 @@ pub fn carry_diffs(
 ///
 /// # Errors
 /// What the kernel said; `timeout` when interrupted.
-pub fn copy_record(diffs: &[Diff], record: &Record, to: &File, at: u64) -> Result<(), wire::Error> {
+pub fn copy_record(
+    diffs: &[Diff],
+    record: &Record,
+    to: &File,
+    at: u64,
+    progress: &wire::Progress,
+) -> Result<(), wire::Error> {
     /// Between two looks at whether to stop.
     const STEP: u64 = 64 << 20;
     let Some(diff) = diffs.iter().find(|diff| diff.build == record.build) else { return Ok(()) };
@@ -192,6 +198,7 @@ pub fn copy_record(diffs: &[Diff], record: &Record, to: &File, at: u64) -> Resul
         let length = STEP.min(record.length - done);
         place::copy_range(&diff.file, record.storage_offset + done, to, at + done, length)
             .map_err(Error::io("copy from", &diff.path))?;
+        progress.add(length);
     }
     Ok(())
 }

@@ -66,8 +66,11 @@ pub fn unpack(
     }
     let partial = place::Partial::create(raw)?;
     partial.file.set_len(end - offset).map_err(Error::io("write", raw))?;
+    let stored =
+        header.range(offset, end).filter(|record| !record.is_zero()).map(|record| record.length).sum();
+    let progress = wire::Progress::bytes("unpacking", Some(stored));
     for record in header.range(offset, end) {
-        store::copy_record(&diffs, &record, &partial.file, record.offset - offset)?;
+        store::copy_record(&diffs, &record, &partial.file, record.offset - offset, &progress)?;
     }
     partial.replace(undo)?;
     place::sync_dir(raw.parent().unwrap_or(raw))?;

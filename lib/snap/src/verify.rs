@@ -96,13 +96,14 @@ fn memory(dir: &Path, found: &mut Found) -> Result<(), wire::Error> {
     found.faults.extend(faults.iter().map(|fault| format!("{}: {fault}", directory::HEADER)));
     let Some(header) = header else { return Ok(()) };
     found.records = header.records.len() as u64;
+    let progress = wire::Progress::bytes("verifying", None);
     for (build, wanted) in header.builds() {
         wire::check_interrupt()?;
         found.files += 1;
         match diff(dir, &header, build, wanted) {
             Ok((diff, bytes)) => {
                 found.bytes += bytes;
-                let compared = sums::compare(dir, &diff)?;
+                let compared = sums::compare(dir, &diff, &header.records, &progress)?;
                 found.checksummed += compared.bytes;
                 found.faults.extend(compared.faults);
             }
@@ -122,7 +123,7 @@ fn diff(dir: &Path, header: &Header, build: Uuid, wanted: u64) -> Result<(Diff, 
 }
 
 /// An error with its cause, as one fault.
-fn fault_of(error: Error) -> String {
+pub(crate) fn fault_of(error: Error) -> String {
     match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

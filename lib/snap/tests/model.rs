@@ -1,12 +1,13 @@
 //! Chains of packs, merges and unpacks against a model that is nothing but the memory's bytes.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use snap::pack::{Blocks, Kind, Mode, Pack, Packed, pack};
-use snap::{Content, Image, Removed};
+use snap::{Checked, Content, Image, Raw, Removed};
 use wire::Undo;
 
 const PAGE: usize = 4096;
@@ -26,8 +27,26 @@ enum Step {
         writes: Vec<(usize, u8)>,
         mode: Mode,
     },
+    /// All of memory, as it comes from a pipe.
+    Pipe {
+        writes: Vec<(usize, u8)>,
+        with_parent: bool,
+    },
     Merge {
         elsewhere: bool,
+        down_to: u64,
+    },
+    /// Onto an unrelated full image of other memory.
+    Rebase {
+        elsewhere: bool,
+        writes: Vec<(usize, u8)>,
+    },
+    /// Something is left over, and goes.
+    Prune,
+    /// A part of memory is what it is.
+    Part {
+        offset: u64,
+        length: u64,
     },
 }
 
@@ -40,8 +59,13 @@ fn step(pages: usize) -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => (writes.clone(), any::<bool>(), mode())
             .prop_map(|(writes, with_parent, mode)| Step::Full { writes, with_parent, mode }),
-        3 => (discards, writes, mode()).prop_map(|(discards, writes, mode)| Step::Diff { discards, writes, mode }),
-        1 => any::<bool>().prop_map(|elsewhere| Step::Merge { elsewhere }),
+        4 => (discards, writes.clone(), mode()).prop_map(|(discards, writes, mode)| Step::Diff { discards, writes, mode }),
+        1 => (writes.clone(), any::<bool>()).prop_map(|(writes, with_parent)| Step::Pipe { writes, with_parent }),
+        1 => (any::<bool>(), 0..4_u64).prop_map(|(elsewhere, down_to)| Step::Merge { elsewhere, down_to }),
+        1 => (any::<bool>(), writes.clone()).prop_map(|(elsewhere, writes)| Step::Rebase { elsewhere, writes }),
+        1 => Just(Step::Prune),
+        1 => (0..(pages * PAGE) as u64, 1..(pages * PAGE) as u64)
+            .prop_map(|(offset, length)| Step::Part { offset, length }),
     ]
 }
 
@@ -82,6 +106,38 @@ impl Chain {
         self.home.path().join(format!("gen-{}", self.taken))
     }
 
+    fn pack_pipe(&mut self, parent: Option<PathBuf>) {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let dir = self.next_dir();
+        let request = Pack {
+            raw: Raw::Pipe(reader.into()),
+            dir: dir.clone(),
+            kind: Kind::Full,
+            parent,
+            removed: Removed::new(),
+            size: Some(self.memory.len() as u64),
+            block_size: Some(self.block_size),
+            mode: Mode::Auto,
+            build: None,
+            checksums: true,
+        };
+        let memory = &self.memory;
+        std::thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(memory).unwrap());
+            let mut undo = Undo::default();
+            pack(&request, &mut undo).unwrap();
+            undo.commit();
+        });
+        self.move_on(dir);
+    }
+
+    /// The new snapshot is complete in itself.
+    fn move_on(&mut self, dir: PathBuf) {
+        if let Some(old) = self.dir.replace(dir) {
+            fs::remove_dir_all(old).unwrap();
+        }
+    }
+
     fn pack(
         &mut self,
         raw: PathBuf,
@@ -113,10 +169,7 @@ impl Chain {
         assert_eq!(raw.exists(), !packed.raw_used, "in place uses the raw file up");
         assert_eq!(packed.header.generation, generation);
         let _ = fs::remove_file(raw);
-        // The new snapshot is complete in itself.
-        if let Some(old) = self.dir.replace(dir) {
-            fs::remove_dir_all(old).unwrap();
-        }
+        self.move_on(dir);
         packed
     }
 
@@ -168,21 +221,93 @@ impl Chain {
                     assert_eq!(packed.blocks, expected);
                 }
             }
-            Step::Merge { elsewhere } => {
+            Step::Pipe { writes, with_parent } => {
+                self.write(writes);
+                let parent = self.dir.clone().filter(|_| *with_parent);
+                self.pack_pipe(parent);
+            }
+            Step::Merge { elsewhere, down_to } => {
                 let Some(dir) = self.dir.clone() else { return };
+                let out = elsewhere.then(|| self.next_dir());
                 let mut undo = Undo::default();
-                if *elsewhere {
-                    let out = self.next_dir();
-                    snap::merge::merge(&dir, Some(&out), 0, None, &mut undo).unwrap();
-                    undo.commit();
-                    fs::remove_dir_all(&dir).unwrap();
-                    self.dir = Some(out);
-                } else {
-                    snap::merge::merge(&dir, None, 0, None, &mut undo).unwrap();
-                    undo.commit();
-                    let names = fs::read_dir(&dir).unwrap().count();
+                let merged = snap::merge::merge(&dir, out.as_deref(), *down_to, None, &mut undo).unwrap();
+                undo.commit();
+                assert!(merged.0.generation <= *down_to && merged.0.builds().len() as u64 <= down_to + 1);
+                if let Some(out) = out {
+                    self.move_on(out);
+                }
+                if *down_to == 0 {
+                    let names = fs::read_dir(self.dir.as_ref().unwrap()).unwrap().count();
                     assert_eq!(names, 3, "a header, one diff file and its checksums are left");
                 }
+            }
+            Step::Rebase { elsewhere, writes } => {
+                let Some(dir) = self.dir.clone() else { return };
+                // The other memory is this one, written to.
+                let (memory, parent) = (self.memory.clone(), self.next_dir());
+                self.write(writes);
+                let other = std::mem::replace(&mut self.memory, memory);
+                fs::write(&raw, &other).unwrap();
+                let request = Pack {
+                    raw: raw.into(),
+                    dir: parent.clone(),
+                    kind: Kind::Full,
+                    parent: None,
+                    removed: Removed::new(),
+                    size: None,
+                    block_size: Some(self.block_size),
+                    mode: Mode::Auto,
+                    build: None,
+                    checksums: true,
+                };
+                let mut undo = Undo::default();
+                pack(&request, &mut undo).unwrap();
+                undo.commit();
+                let out = elsewhere.then(|| self.next_dir());
+                let (header, blocks) =
+                    snap::rebase::rebase(&dir, &parent, out.as_deref(), None, &mut undo).unwrap();
+                undo.commit();
+                fs::remove_dir_all(parent).unwrap();
+                if let Some(out) = out {
+                    self.move_on(out);
+                }
+                assert_eq!(header.generation, 1);
+                let own = self.memory.chunks(self.block_size as usize);
+                let pairs: Vec<_> = own.zip(other.chunks(self.block_size as usize)).collect();
+                let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+                let same = pairs.iter().filter(|(own, other)| own == other && !is_zero(own)).count() as u64;
+                let zero = pairs.iter().filter(|(own, _)| is_zero(own)).count() as u64;
+                let stored = pairs.len() as u64 - same - zero;
+                assert_eq!(blocks, Blocks { stored, zero, inherited: same });
+            }
+            Step::Prune => {
+                let Some(dir) = self.dir.clone() else { return };
+                let before = fs::read_dir(&dir).unwrap().count();
+                let strays = [
+                    "memfile.00000000-0000-4000-8000-00000000dead",
+                    "memfile.00000000-0000-4000-8000-00000000dead.sum",
+                    ".memfile.header.4242.partial",
+                ];
+                strays.iter().for_each(|name| fs::write(dir.join(name), [7; 9000]).unwrap());
+                fs::write(dir.join("snapfile"), "state").unwrap();
+                let mut undo = Undo::default();
+                let mut expected = strays.to_vec();
+                expected.sort_unstable();
+                assert_eq!(snap::prune::prune(&dir, &mut undo).unwrap().names, expected);
+                undo.commit();
+                fs::remove_file(dir.join("snapfile")).unwrap();
+                assert_eq!(fs::read_dir(&dir).unwrap().count(), before);
+            }
+            Step::Part { offset, length } => {
+                let Some(dir) = self.dir.clone() else { return };
+                let mut undo = Undo::default();
+                let size = self.memory.len() as u64;
+                let length = (*length).min(size - offset);
+                snap::unpack::unpack(&dir, &raw, *offset, Some(length), &mut undo).unwrap();
+                undo.commit();
+                let range = *offset as usize..(offset + length) as usize;
+                assert!(fs::read(&raw).unwrap() == self.memory[range], "{length} bytes from {offset} on");
+                fs::remove_file(&raw).unwrap();
             }
         }
         self.check();
@@ -199,7 +324,16 @@ impl Chain {
         let found = snap::verify::examine(dir).unwrap();
         assert!(found.faults.is_empty(), "{:?}", found.faults);
 
-        let image = Image::open(dir).unwrap();
+        let image = Image::open_checked(dir).unwrap();
+        let mut at = 0;
+        while at < image.size() {
+            let checked = image.check_run(at);
+            assert!(
+                !matches!(checked, Checked::Wrong(_)) && checked.range().contains(&at),
+                "{checked:?} at {at}"
+            );
+            at = checked.range().end;
+        }
         let mut at = 0;
         for extent in image.extents() {
             assert_eq!(extent.offset, at);

@@ -109,3 +109,52 @@ fn a_raw_file_is_its_data_and_its_holes() {
     file.set_len(4097).unwrap();
     assert!(matches!(Image::open_raw(&path), Err(Error::Field { field: "raw", .. })));
 }
+
+#[test]
+fn a_run_is_checked_piece_by_piece_and_a_changed_byte_is_found_where_it_is() {
+    let nil = Uuid::nil();
+    let dir =
+        snapshot(vec![record(0, 2, A, 2), record(2, 1, nil, 0), record(3, 3, B, 0), record(6, 1, A, 6)]);
+    let header = directory::read_header(dir.path()).unwrap();
+    // A's checksums cover its blocks 1 to 2, 3 and 6; B has none.
+    let bytes = fs::read(directory::diff_path(dir.path(), A)).unwrap();
+    let sums = [1..3_u64, 3..4, 6..7].map(|blocks| {
+        let range = blocks.start * 4096..blocks.end * 4096;
+        crate::sums::Sum::of(range.clone(), &bytes[range.start as usize..range.end as usize])
+    });
+    let records = [Record { offset: 0, length: 8 * 4096, build: A, storage_offset: 0 }];
+    let mut undo = wire::Undo::default();
+    let sums = Sums::in_storage(sums.to_vec(), &records, A);
+    crate::sums::write(dir.path(), A, &sums, &mut undo).unwrap();
+    undo.commit();
+    let blocks = |checked: Checked| {
+        let Range { start, end } = *checked.range();
+        (matches!(checked, Checked::Good(_)), matches!(checked, Checked::Wrong(_)), start / 4096, end / 4096)
+    };
+    let all = |image: &Image| -> Vec<_> {
+        let mut at = 0;
+        std::iter::from_fn(|| {
+            let checked = (at < image.size()).then(|| image.check_run(at))?;
+            at = checked.range().end;
+            Some(blocks(checked))
+        })
+        .collect()
+    };
+    let (good, unknown, wrong) = ((true, false), (false, false), (false, true));
+    let expect = |first: (bool, bool)| {
+        [(first, 0, 1), (good, 1, 2), (unknown, 2, 3), (unknown, 3, 6), (good, 6, 7)]
+            .map(|((a, b), c, d)| (a, b, c, d))
+    };
+    assert_eq!(
+        all(&Image::with_header(dir.path(), &header).unwrap())[0],
+        (false, false, 0, 2),
+        "not asked for"
+    );
+    assert_eq!(all(&Image::open_checked(dir.path()).unwrap()), expect(good));
+    // Block 1 of the file is under the same checksum as block 2.
+    let file = File::options().write(true).open(directory::diff_path(dir.path(), A)).unwrap();
+    file.write_all_at(&[0], 4096 + 7).unwrap();
+    assert_eq!(all(&Image::open_checked(dir.path()).unwrap()), expect(wrong));
+    fs::write(crate::sums::path(dir.path(), A), "something else").unwrap();
+    assert!(matches!(Image::open_checked(dir.path()), Err(Error::Sums { .. })));
+}

@@ -24,7 +24,7 @@ fn a_process_is_read_across_its_regions_and_what_it_has_not_is_an_error() {
     let address = |bytes: &[u8]| bytes.as_ptr() as u64;
     let own = std::process::id() as i32;
     let raw = Raw::Process(Regions { pid: own, regions: vec![(address(&two), 4096), (address(&one), 8192)] });
-    let input = Input::open(&raw).unwrap();
+    let input = Input::open(&raw, None).unwrap();
     assert_eq!(input.size(), Some(3 * 4096));
     let mut buffer = vec![9; 8192];
     input.read(2048, &mut buffer).unwrap();
@@ -32,7 +32,7 @@ fn a_process_is_read_across_its_regions_and_what_it_has_not_is_an_error() {
     input.check().unwrap();
 
     let raw = Raw::Process(Regions { pid: own, regions: vec![(address(&one), 4096), (4096, 4096)] });
-    let error = Input::open(&raw).unwrap().read(0, &mut buffer).unwrap_err();
+    let error = Input::open(&raw, None).unwrap().read(0, &mut buffer).unwrap_err();
     assert!(error.to_string().contains("no readable memory at 0x1000"), "{error}");
 }
 
@@ -40,8 +40,8 @@ fn a_process_is_read_across_its_regions_and_what_it_has_not_is_an_error() {
 fn a_pipe_is_read_as_it_comes_to_its_end() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let raw = Raw::Pipe(reader.into());
-    let input = Input::open(&raw).unwrap();
-    let Input::Pipe(pipe) = &input else { panic!("{input:?}") };
+    let input = Input::open(&raw, None).unwrap();
+    let Input::Pipe { pipe, .. } = &input else { panic!("{input:?}") };
     let thread = std::thread::spawn(move || {
         for n in 0..100_u8 {
             writer.write_all(&[n; 100]).unwrap();

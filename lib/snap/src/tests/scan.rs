@@ -29,6 +29,7 @@ fn several_threads_find_what_one_would() {
     let spans = Spans::full(raw.as_file(), raw.path(), pages * 4096).unwrap();
     let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: pages * 4096 };
     let scan = Scan {
+        what: "testing",
         input: &input,
         spans: &spans,
         block_size: 4096,
@@ -65,6 +66,7 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
     raw.as_file().set_len(32 << 20).unwrap();
     let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: 64 << 20 };
     let scan = Scan {
+        what: "testing",
         input: &input,
         spans: &spans,
         block_size: 4096,
