@@ -38,9 +38,14 @@ lifecycle: build image ## one sandbox's whole life in the lab, by pipes and jq (
 bench: ## the benchmarks, each beside what it is compared with
 	cargo bench --package wrenn-benches
 
-install: ## programs to PREFIX/bin; kernel and images of `make image`, if made, to WRENN_ROOT
+install: ## programs to PREFIX/bin, systemd units to PREFIX/lib; kernel and images of `make image`, if made, to WRENN_ROOT
 	install -d $(DESTDIR)$(PREFIX)/bin
 	bin=$$(scripts/lib/programs) && install -m 755 $(PROGRAMS:%=$$bin/%) $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in dist/systemd/*.service; do \
+		to=$(DESTDIR)$(PREFIX)/lib/systemd/system/$$(basename $$unit) && install -m 644 $$unit $$to && \
+		sed -i 's|/usr/local/|$(PREFIX)/|; s|/var/lib/wrenn|$(WRENN_ROOT)|' $$to || exit 1; \
+	done
 	if [ -f target/image/kernel ]; then \
 		install -d $(DESTDIR)$(WRENN_ROOT)/kernels && \
 		install -m 644 target/image/initrd $(DESTDIR)$(WRENN_ROOT)/kernels/initrd && \

@@ -428,6 +428,23 @@ fn readiness_is_told_to_the_service_manager() {
     assert_eq!(next(), "STOPPING=1");
 }
 
+#[test]
+fn the_units_for_systemd_start_verbs_and_flags_that_exist() {
+    let units = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/systemd");
+    let names = kernel::list(units);
+    assert_eq!(names, ["wrenn-serve.service", "wrenn-watch.service"]);
+    for name in names {
+        let text = fs::read_to_string(format!("{units}/{name}")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        assert!(words[0].ends_with("/bin/wrenn"), "{name}: {line}");
+        let help = Roots::new().program("wrenn").args([words[1], "--help"]).run().success().text();
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(flag), "{name}: {flag} is none of {help}");
+        }
+    }
+}
+
 /// CPU time in ms and resident bytes of a process, as /proc tells them.
 fn usage(pid: &Value) -> (u64, u64) {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use wire::{Call, Error, Host, Kind, Reply, json};
 
 use self::events::Feed;
+use crate::watch::notify::notify;
 
 /// Verbs at work at once; the next one waits for its turn.
 const VERBS: usize = 16;
@@ -68,6 +69,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
             stopping,
         });
         call.emit("listening", json!({"socket": path.to_string_lossy()}))?;
+        notify("READY=1");
         connection::serve(server, listener, stop, LAST_WORDS).await.map_err(failed)
     });
     // A verb whose client has gone may still be at work.
