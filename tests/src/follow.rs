@@ -17,6 +17,9 @@ use sys::process::Process;
 use crate::program::LIMIT;
 use crate::{Roots, program};
 
+/// How often is tried to stop something at one step.
+const TRIES: usize = 20;
+
 /// A verb of the supervisor's that runs, and what it records.
 #[derive(Debug)]
 pub struct Followed {
@@ -112,25 +115,44 @@ impl Followed {
         }
     }
 
-    /// Follows it until it records this step, and stops it there or a moment later.
+    /// Starts a verb by `start` and stops it at this step. One whose step is over before it could be stopped is left to come
+    /// to its end; after `restore` another is started.
     ///
     /// # Panics
-    /// When it ends before.
-    #[must_use]
-    pub fn stopped_at(mut self, step: &str) -> Self {
-        while let Some(now) = self.next_step() {
-            if now == step {
-                self.signal(Signal::SIGSTOP);
-                return self;
+    /// When that does not succeed.
+    pub fn stopped_at(step: &str, mut start: impl FnMut() -> Self, mut restore: impl FnMut()) -> Self {
+        for _ in 0..TRIES {
+            let mut followed = start();
+            while let Some(now) = followed.next_step() {
+                if now == step {
+                    followed.stop();
+                    break;
+                }
             }
+            if followed.document().is_some_and(|document| document["op"]["step"] == step) {
+                return followed;
+            }
+            followed.end();
+            restore();
         }
-        panic!("it ended without the step {step}");
+        panic!("it could never be stopped at {step}");
+    }
+
+    /// Stops it where it is.
+    fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        let stopped =
+            |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with(['T', 'Z']));
+        while !stopped(&fs::read_to_string(&stat).unwrap_or_default()) {
+            std::thread::yield_now();
+        }
     }
 
     /// Sends it a signal.
     ///
     /// # Panics
-    /// When it is gone.
+    /// When it has been waited for.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it is there");
     }

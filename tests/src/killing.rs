@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
+use sys::process::Process;
 
 use crate::follow::Followed;
 use crate::host::TestHost;
@@ -268,8 +268,10 @@ impl Bench<'_> {
 
     fn kill(&self, is_victim: impl Fn(&str) -> bool) {
         for (pid, line) in kernel::processes_of(self.host.roots().dir()) {
-            if is_victim(&line) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            if is_victim(&line)
+                && let Ok(process) = Process::of_pid(pid)
+            {
+                process.end(Duration::ZERO).expect("killed, and gone");
             }
         }
     }
@@ -279,6 +281,7 @@ impl Bench<'_> {
         let first = self.host.wrenn(["gc"]).run().success().reply();
         let second = self.host.wrenn(["gc"]).run().success().reply();
         assert_eq!(second["report"], Value::Array(vec![]), "after {}", first["report"]);
+        self.host.step(&format!("gc: {}", first["report"]));
     }
 
     fn check(&mut self, operation: Operation, victim: Victim, vm_before: Value) {

@@ -11,7 +11,8 @@ wrenn_tests::on_a_toy![
     a_snapshot_that_is_killed_at_any_step_leaves_the_guest_running,
     a_snapshot_of_a_pause_that_is_killed_at_any_step_leaves_the_pause,
     a_removal_that_is_killed_at_any_step_is_finished,
-    whoever_loses_its_vmm_or_its_page_server_at_any_step_comes_to_an_end_and_loses_no_pause,
+    an_operation_whose_vmm_dies_at_any_step_comes_to_an_end_and_loses_no_pause,
+    an_operation_whose_page_server_dies_at_any_step_comes_to_an_end_and_loses_no_pause,
 ];
 
 fn kill(host: &TestHost, operation: Operation, through: &[&str]) {
@@ -46,13 +47,15 @@ fn a_removal_that_is_killed_at_any_step_is_finished(host: &TestHost) {
     kill(host, Operation::Remove, &["launch.stop", "net.remove", "cow.delete"]);
 }
 
-fn whoever_loses_its_vmm_or_its_page_server_at_any_step_comes_to_an_end_and_loses_no_pause(host: &TestHost) {
-    for operation in
-        [Operation::Create, Operation::Launch, Operation::Pause, Operation::Resume, Operation::Snapshot]
-    {
+fn an_operation_whose_vmm_dies_at_any_step_comes_to_an_end_and_loses_no_pause(host: &TestHost) {
+    use Operation::{Create, Launch, Pause, Resume, Snapshot};
+    for operation in [Create, Launch, Pause, Resume, Snapshot] {
         kill_at_every_step(host, operation, Victim::Vmm, &[]);
-        if operation != Operation::Create {
-            kill_at_every_step(host, operation, Victim::PageServer, &[]);
-        }
+    }
+}
+
+fn an_operation_whose_page_server_dies_at_any_step_comes_to_an_end_and_loses_no_pause(host: &TestHost) {
+    for operation in [Operation::Launch, Operation::Pause, Operation::Resume, Operation::Snapshot] {
+        kill_at_every_step(host, operation, Victim::PageServer, &[]);
     }
 }

@@ -1,5 +1,6 @@
 //! The agent as an HTTP peer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -9,6 +10,7 @@ use ureq::http::Response;
 use ureq::{Body, SendBody};
 use wire::Document;
 
+use crate::vm::Vm;
 use crate::{Error, PORT};
 
 /// How long the agent may take to accept a connection: it is one hop away, on this host.
@@ -24,6 +26,7 @@ pub struct Agent {
     url: String,
     token: Option<String>,
     http: ureq::Agent,
+    vm: Option<Arc<Vm>>,
 }
 
 impl Agent {
@@ -52,7 +55,7 @@ impl Agent {
             .max_redirects(0)
             .timeout_connect(Some(CONNECT))
             .build();
-        Ok(Self { url, token: document.find("guest.token")?, http: config.into() })
+        Ok(Self { url, token: document.find("guest.token")?, http: config.into(), vm: Vm::of(document)? })
     }
 
     /// Where it is.
@@ -95,7 +98,7 @@ impl Agent {
         self.json(what, response.map_err(|error| self.failed(what, error))?)
     }
 
-    /// A call whose answer is read as it comes, with no limit of time.
+    /// A call whose answer is read as it comes, with no limit of time but the VM's end.
     pub(crate) fn stream(
         &self,
         what: &'static str,
@@ -104,6 +107,7 @@ impl Agent {
         content_type: &str,
         body: SendBody,
     ) -> Result<Response<Body>, Error> {
+        self.watch(what)?;
         let call = self.dress(self.http.post(format!("{}{path}", self.url)), user);
         let response =
             call.header("content-type", content_type).send(body).map_err(|error| self.failed(what, error))?;
@@ -117,6 +121,7 @@ impl Agent {
         path: &str,
         user: Option<&str>,
     ) -> Result<Response<Body>, Error> {
+        self.watch(what)?;
         let call = self.dress(self.http.get(format!("{}{path}", self.url)), user);
         self.accepted(what, call.call().map_err(|error| self.failed(what, error))?)
     }
@@ -134,8 +139,23 @@ impl Agent {
         }
     }
 
+    fn watch(&self, what: &'static str) -> Result<(), Error> {
+        let watched = self.vm.as_ref().map_or(Ok(()), |vm| vm.watch(&self.http));
+        watched.map_err(|source| Error::Broken { what, source })
+    }
+
     fn failed(&self, what: &'static str, error: ureq::Error) -> Error {
-        Error::Call { what, url: self.url.clone(), source: Box::new(error) }
+        self.explained(Error::Call { what, url: self.url.clone(), source: Box::new(error) })
+    }
+
+    /// The failure of a connection, or what is behind it: the end of the VM.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        match (&self.vm, &error) {
+            (Some(vm), Error::Call { what, .. } | Error::Broken { what, .. }) if vm.has_ended() => {
+                Error::VmEnded { pid: vm.pid(), what }
+            }
+            _ => error,
+        }
     }
 
     fn accepted(&self, what: &'static str, mut response: Response<Body>) -> Result<Response<Body>, Error> {

@@ -81,7 +81,19 @@ pub fn open(
     user: Option<&str>,
 ) -> Result<(Option<u64>, impl Read + Send + use<>), Error> {
     let body = agent.download("the download", &query(from, user), user)?.into_body();
-    Ok((body.content_length(), body.into_reader()))
+    Ok((body.content_length(), Download { content: body.into_reader(), _agent: agent.clone() }))
+}
+
+/// A guest file on its way. While it is read its VM is watched.
+struct Download<R> {
+    content: R,
+    _agent: Agent,
+}
+
+impl<R: Read> Read for Download<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.content.read(buffer)
+    }
 }
 
 /// Copies a guest file to the host; it appears there whole or not at all. Gives its size in bytes.
@@ -101,6 +113,7 @@ pub fn download(agent: &Agent, from: &str, to: &Path, user: Option<&str>) -> Res
     let (_, content) = open(agent, from, user)?;
     let file = File::create_new(&partial).map_err(failed("create"))?;
     let done = copy(content, file, &to)
+        .map_err(|error| agent.explained(error))
         .and_then(|bytes| std::fs::rename(&partial, &to).map(|()| bytes).map_err(failed("rename")));
     if done.is_err() {
         let _ = std::fs::remove_file(&partial);

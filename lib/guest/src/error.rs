@@ -35,6 +35,14 @@ pub enum Error {
         /// Its log file.
         log: String,
     },
+    /// The VM ended while its agent was at work.
+    #[error("the VM (pid {pid}) ended during {what}")]
+    VmEnded {
+        /// The VMM's pid.
+        pid: i32,
+        /// What was under way.
+        what: &'static str,
+    },
     /// The connection failed.
     #[error("{what} at {url} failed")]
     Call {
@@ -113,6 +121,7 @@ impl Fault for Error {
             Self::Call { source, .. } if matches!(**source, ureq::Error::Timeout(_)) => Kind::Timeout,
             Self::Refused { not_found: true, .. } => Kind::NotFound,
             Self::VmGone { .. }
+            | Self::VmEnded { .. }
             | Self::Call { .. }
             | Self::Refused { .. }
             | Self::Identity { .. }
@@ -127,7 +136,7 @@ impl Fault for Error {
         match self {
             Self::NoUrl | Self::BadUrl { .. } => "guest.url",
             Self::NotReady { .. } => "guest.not_ready",
-            Self::VmGone { .. } => "guest.vm_gone",
+            Self::VmGone { .. } | Self::VmEnded { .. } => "guest.vm_gone",
             Self::Call { .. } => "guest.unreachable",
             Self::Refused { .. } => "guest.refused",
             Self::Identity { .. } => "guest.identity",

@@ -128,9 +128,10 @@ pub fn start(agent: &Agent, command: &Command) -> Result<Running, Error> {
     // holds the command back, as a full pipe does.
     let (sender, events) = sync_channel(4);
     let mut reader = BufReader::new(response.into_body().into_reader());
+    let connection = agent.clone();
     std::thread::spawn(move || {
         loop {
-            let message = stream::next("exec", &mut reader);
+            let message = stream::next("exec", &mut reader).map_err(|error| connection.explained(error));
             let last = !matches!(message, Ok(Some(_)));
             if sender.send(message).is_err() || last {
                 return;

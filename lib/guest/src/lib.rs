@@ -10,6 +10,7 @@ mod init;
 mod preload;
 mod ready;
 mod stream;
+mod vm;
 
 pub use agent::Agent;
 pub use error::Error;

@@ -4,6 +4,7 @@ use guest::Agent;
 use wire::{Call, Error, Id, Reply};
 
 use crate::exec::active;
+use crate::meanwhile;
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let (from, to): (String, String) = (call.document.need("from")?, call.document.need("to")?);
@@ -18,11 +19,12 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
         None => document.find("spec.user")?,
     };
     let agent = Agent::of(&document)?;
-    let bytes = if into {
-        guest::cp::upload(&agent, &outside, inside, user.as_deref())?
+    let copied = if into {
+        guest::cp::upload(&agent, &outside, inside, user.as_deref())
     } else {
-        guest::cp::download(&agent, inside, &outside, user.as_deref())?
+        guest::cp::download(&agent, inside, &outside, user.as_deref())
     };
+    let bytes = copied.map_err(|error| meanwhile::explain(call.host, &document, error.into()))?;
     call.document.set("copied_bytes", bytes);
     Ok(Reply::Document)
 }

@@ -8,6 +8,7 @@ use guest::Agent;
 use guest::exec::{Command, Event, event_json};
 use wire::{Call, Document, Error, Host, Id, Kind, Options, Reply, Value};
 
+use crate::meanwhile;
 use crate::sandbox::Sandbox;
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
@@ -23,9 +24,11 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     }
     let command = Command { stdin, ..Command::of(&request)? };
     let agent = Agent::of(&document)?;
-    let mut running = guest::exec::start(&agent, &command)?;
+    let host = call.host;
+    let why = |error: Error| meanwhile::explain(host, &document, error);
+    let mut running = guest::exec::start(&agent, &command).map_err(|error| why(error.into()))?;
     let mut status = 0;
-    while let Some(event) = running.next_event()? {
+    while let Some(event) = running.next_event().map_err(why)? {
         match &event {
             Event::Start { pid } => feed(&agent, &command, *pid, input.take()),
             Event::End(end) => status = end.exit_code.clamp(0, 255) as u8,

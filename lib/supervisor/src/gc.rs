@@ -1,7 +1,7 @@
 //! `wrenn gc`: `reconcile`, and then the removal of what belongs to no sandbox.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use store::{Sandboxes, Templates};
@@ -29,7 +29,7 @@ pub fn collect(host: &Host, options: Options) -> Result<Report, Error> {
         failed.extend(clear_run_dir(host, &id, options, &mut report).err());
     }
     match Templates::of(host).discard_unfinished() {
-        Ok(removed) => report.extend(removed.iter().map(|path| unfinished(path))),
+        Ok(removed) => report.extend(removed.iter().map(|path| unfinished(path.as_path()))),
         Err(error) => failed.push(error.into()),
     }
     failed.extend(collect_by_tools(host, options, &mut report));
@@ -111,7 +111,7 @@ fn collect_by_tools(host: &Host, options: Options, report: &mut Report) -> Vec<E
     failed
 }
 
-fn unfinished(path: &PathBuf) -> Value {
+fn unfinished(path: &Path) -> Value {
     json!({"done": "removed", "what": path, "why": "a template whose making or removal was interrupted"})
 }
 

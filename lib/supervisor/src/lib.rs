@@ -12,6 +12,7 @@ mod gc;
 mod journal;
 mod list;
 mod listing;
+mod meanwhile;
 mod pause;
 mod recall;
 mod reconcile;
