@@ -1,10 +1,8 @@
-//! Who talks to a guest: the TCP connections from outside that the slot's namespace tracks. `traffic`: how much is said.
+//! Who talks to guests, and how much: open TCP connections from outside, and bytes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::net::Ipv4Addr;
-
-use sys::netns;
 
 use crate::netlink::socket::{NLM_F_DUMP, attributes};
 use crate::netlink::{Request, Socket, route};
@@ -49,66 +47,62 @@ pub fn traffic() -> Result<BTreeMap<Slot, Traffic>, Error> {
     Ok(links.into_iter().filter_map(of).collect())
 }
 
-/// How many TCP connections to the guest from outside are open. Those that the guest has made itself do not count.
+/// How many TCP connections to each slot's guest are open. Those that the guest has made itself do not count.
 ///
-/// A kernel that does not list what it tracks (module nf_conntrack_netlink) leaves the connections of this host's own
-/// sockets, in the namespace of the caller.
+/// The host tracks them as soon as there is a slot: its table does NAT. It is asked once for all slots, as a dump goes through
+/// the whole table of tracked connections, which all namespaces share. A kernel that does not list them (module
+/// nf_conntrack_netlink) leaves the connections of the host's own sockets.
 ///
 /// # Errors
-/// What the kernel said; `not_found` when the slot is not there.
-pub fn connections(slot: Slot) -> Result<u64, Error> {
-    let path = slot.path();
-    let file = File::open(&path).map_err(Error::file("open", &path))?;
-    let tracked = netns::on_own_thread(|| {
-        netns::enter(&file).map_err(Error::file("enter", &path))?;
-        tracked(slot.host_ip())
-    });
-    match tracked {
-        Err(Error::Refused { what, source, .. }) => {
-            log::debug!("cannot {what} ({source}): looking at this host's own sockets");
-            let path = "/proc/thread-self/net/tcp";
-            let table = fs::read_to_string(path).map_err(Error::file("read", path))?;
-            Ok(of_this_host(&table, slot.host_ip()))
-        }
-        counted => counted,
-    }
-}
-
-/// Those that the namespace of the calling thread tracks.
-fn tracked(host_ip: Ipv4Addr) -> Result<u64, Error> {
+/// What the kernel said.
+pub fn connections() -> Result<BTreeMap<Slot, u64>, Error> {
     let dump = Request {
         what: "list tracked connections".into(),
         kind: CTNETLINK_GET,
         flags: NLM_F_DUMP,
         body: vec![AF_INET, 0, 0, 0],
     };
-    let answers = Socket::netfilter()?.ask(dump)?;
-    Ok(answers.iter().filter(|answer| is_open_to(host_ip, &answer.body)).count() as u64)
+    match Socket::netfilter()?.ask(dump) {
+        Ok(answers) => Ok(count(answers.iter().filter_map(|answer| open_to(&answer.body)))),
+        Err(error) => {
+            log::debug!("{error}: looking at this host's own sockets");
+            let path = "/proc/thread-self/net/tcp";
+            let table = fs::read_to_string(path).map_err(Error::file("read", path))?;
+            Ok(count(of_this_host(&table)))
+        }
+    }
 }
 
-/// Whether this entry is an open TCP connection that was made to this address, before NAT.
-fn is_open_to(host_ip: Ipv4Addr, entry: &[u8]) -> bool {
-    let entry = entry.get(NFGENMSG..).unwrap_or_default();
+fn count(addresses: impl Iterator<Item = Ipv4Addr>) -> BTreeMap<Slot, u64> {
+    let mut counts = BTreeMap::new();
+    for slot in addresses.filter_map(Slot::of_host_ip) {
+        *counts.entry(slot).or_default() += 1;
+    }
+    counts
+}
+
+/// Where this entry's connection was made to, before NAT, if it is an open TCP connection.
+fn open_to(entry: &[u8]) -> Option<Ipv4Addr> {
+    let entry = entry.get(NFGENMSG..)?;
     let at = |path: &[u16]| {
         path.iter().try_fold(entry, |bytes, wanted| {
             attributes(bytes).find(|(kind, _)| kind & NLA_TYPE_MASK == *wanted).map(|(_, value)| value)
         })
     };
-    let to = at(&[CTA_TUPLE_ORIG, CTA_TUPLE_IP, CTA_IP_V4_DST]);
-    let state = at(&[CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE]);
-    to == Some(&host_ip.octets()) && state.and_then(|state| state.first()).is_some_and(|s| OPEN.contains(s))
+    let state = at(&[CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE])?.first()?;
+    let to: [u8; 4] = at(&[CTA_TUPLE_ORIG, CTA_TUPLE_IP, CTA_IP_V4_DST])?.try_into().ok()?;
+    OPEN.contains(state).then(|| to.into())
 }
 
-/// Established connections to this address in the form of /proc/net/tcp: addresses as the kernel's 32 bits in hex.
-fn of_this_host(table: &str, host_ip: Ipv4Addr) -> u64 {
+/// Where established connections lead to, in the form of /proc/net/tcp: addresses are the kernel's 32 bits in hex.
+fn of_this_host(table: &str) -> impl Iterator<Item = Ipv4Addr> {
     const ESTABLISHED: &str = "01";
-    let wanted = format!("{:08X}", u32::from_ne_bytes(host_ip.octets()));
-    let is_it = |line: &&str| {
+    table.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(2);
-        let remote = fields.next().and_then(|remote| remote.split_once(':'));
-        remote.is_some_and(|(address, _)| address == wanted) && fields.next() == Some(ESTABLISHED)
-    };
-    table.lines().filter(is_it).count() as u64
+        let (address, _) = fields.next()?.split_once(':')?;
+        let address = u32::from_str_radix(address, 16).ok()?;
+        (fields.next()? == ESTABLISHED).then(|| Ipv4Addr::from(address.to_ne_bytes()))
+    })
 }
 
 #[cfg(test)]
@@ -139,26 +133,26 @@ mod tests {
     }
 
     #[test]
-    fn open_connections_to_the_guest_count_and_no_others() {
-        let host_ip = Ipv4Addr::new(10, 11, 0, 7);
-        let counts = |to, state| is_open_to(host_ip, &entry(to, state));
-        let open: Vec<u8> = (0..=9).filter(|state| counts([10, 11, 0, 7], Some(*state))).collect();
+    fn open_connections_count_by_where_they_were_made_to() {
+        let guest = [10, 11, 0, 7];
+        let open: Vec<u8> =
+            (0..=9).filter(|state| open_to(&entry(guest, Some(*state))) == Some(guest.into())).collect();
         assert_eq!(open, [3, 4, 5]);
-        assert!(!counts([1, 1, 1, 1], Some(3)), "the guest's own");
-        assert!(!counts([10, 11, 0, 7], None), "not TCP");
-        let whole = entry([10, 11, 0, 7], Some(3));
+        assert_eq!(open_to(&entry(guest, None)), None, "not TCP");
+        let whole = entry(guest, Some(3));
         for cut in 0..whole.len() {
-            assert!(!is_open_to(host_ip, &whole[..cut]), "cut at {cut}");
+            assert_eq!(open_to(&whole[..cut]), None, "cut at {cut}");
         }
+        let entries = [entry(guest, Some(3)), entry([1, 1, 1, 1], Some(3)), entry(guest, Some(5))];
+        let counts = count(entries.iter().filter_map(|entry| open_to(entry)));
+        assert_eq!(counts, [(Slot::new(7).unwrap(), 2)].into(), "the guest's own are none");
     }
 
     #[test]
     fn the_hosts_own_sockets_are_read_as_proc_shows_them() {
         let to = format!("{:08X}", u32::from_ne_bytes([10, 11, 0, 7]));
         let line = |remote: &str, state: &str| {
-            format!(
-                "   1: 02000C0A:8B20 {remote}:C34F {state} 00000000:00000000 00:00000000 00000000 0 0 1 1\n"
-            )
+            format!("   1: 02000C0A:8B20 {remote}:C34F {state} 00000000:00000000 00:00000000 00000000 0\n")
         };
         let table = [
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n".to_owned(),
@@ -167,6 +161,6 @@ mod tests {
             line("0100007F", "01"),
             line(&to, "01"),
         ];
-        assert_eq!(of_this_host(&table.concat(), Ipv4Addr::new(10, 11, 0, 7)), 2);
+        assert_eq!(count(of_this_host(&table.concat())), [(Slot::new(7).unwrap(), 2)].into());
     }
 }

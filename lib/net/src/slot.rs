@@ -75,6 +75,11 @@ impl Slot {
         Self::of_name(VETH_PREFIX, name)
     }
 
+    /// The slot that has this host address.
+    pub fn of_host_ip(address: Ipv4Addr) -> Option<Self> {
+        Self::new(u64::from(address.to_bits().checked_sub(HOST_BASE)?))
+    }
+
     fn of_name(prefix: &str, name: &str) -> Option<Self> {
         // Only the canonical spelling: "wrenn-v-007" is not ours.
         let slot = Self::new(name.strip_prefix(prefix)?.parse().ok()?)?;
@@ -153,6 +158,7 @@ mod tests {
             assert!(slot.veth().len() <= 15);
             assert!(names.insert(slot.veth()) && names.insert(slot.netns()));
             assert_eq!(Slot::of_veth(&slot.veth()), Some(slot));
+            assert_eq!(Slot::of_host_ip(slot.host_ip()), Some(slot));
             assert_eq!(Slot::of_netns(&slot.netns()), Some(slot));
         }
         assert_eq!(Slot(32767).host_ip(), Ipv4Addr::new(10, 11, 127, 255));
@@ -167,5 +173,8 @@ mod tests {
             assert_eq!(Slot::of_veth(name), None, "{name}");
         }
         assert_eq!(Slot::of_netns("wrenn-v-7"), None);
+        for address in [[10, 11, 0, 0], [10, 10, 255, 255], [10, 11, 128, 0], [10, 12, 0, 2]] {
+            assert_eq!(Slot::of_host_ip(address.into()), None, "{address:?}");
+        }
     }
 }

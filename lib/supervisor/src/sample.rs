@@ -81,16 +81,23 @@ impl Fill {
 
 /// Samples of these sandboxes. One whose VMM has gone meanwhile is left out.
 pub fn all<'a>(host: &Host, documents: impl IntoIterator<Item = (&'a Id, &'a Document)>) -> Vec<Sample> {
-    let traffic = net::traffic().unwrap_or_else(|error| {
-        log::warn!("no traffic is sampled: {error}");
-        BTreeMap::new()
-    });
-    documents.into_iter().filter_map(|(id, document)| one(host, id, document, &traffic)).collect()
+    // The kernel is asked once for all.
+    let network = Network {
+        traffic: net::traffic().map_err(|error| log::warn!("no traffic is sampled: {error}")).ok(),
+        connections: net::connections().map_err(|error| log::warn!("nor connections: {error}")).ok(),
+    };
+    documents.into_iter().filter_map(|(id, document)| one(host, id, document, &network)).collect()
 }
 
-fn one(host: &Host, id: &Id, document: &Document, traffic: &BTreeMap<Slot, Traffic>) -> Option<Sample> {
+/// All slots, as far as they can be told.
+struct Network {
+    traffic: Option<BTreeMap<Slot, Traffic>>,
+    connections: Option<BTreeMap<Slot, u64>>,
+}
+
+fn one(host: &Host, id: &Id, document: &Document, network: &Network) -> Option<Sample> {
     let (cpu_ms, rss_bytes) = launch::usage(&document.process("vm").ok()?)?;
-    let slot = document.find::<Slot>("net.slot").ok().flatten();
+    let slot = slot(document).ok().flatten();
     Some(Sample {
         id: id.clone(),
         taken: Instant::now(),
@@ -98,14 +105,22 @@ fn one(host: &Host, id: &Id, document: &Document, traffic: &BTreeMap<Slot, Traff
         rss_bytes,
         lazy_bytes: told(id, "missing memory", lazy_bytes(document)),
         cow: told(id, "its disk's fill", cow::fill(document, host)).map(Fill::of),
-        net: slot.and_then(|slot| traffic.get(&slot).copied()),
-        connections: told(id, "its connections", connections(document)),
+        net: slot.and_then(|slot| network.traffic.as_ref()?.get(&slot).copied()),
+        connections: slot
+            .and_then(|slot| Some(network.connections.as_ref()?.get(&slot).copied().unwrap_or(0))),
     })
 }
 
-/// Open connections to the guest from outside; `None` for a sandbox without a network.
-pub fn connections(document: &Document) -> Result<Option<u64>, Error> {
-    Ok(document.find::<Slot>("net.slot")?.map(net::connections).transpose()?)
+/// Open connections to the guest from outside; none for a sandbox without a network.
+pub fn connections(document: &Document) -> Result<u64, Error> {
+    match slot(document)? {
+        Some(slot) => Ok(net::connections()?.get(&slot).copied().unwrap_or(0)),
+        None => Ok(0),
+    }
+}
+
+fn slot(document: &Document) -> Result<Option<Slot>, Error> {
+    document.find::<Slot>("net.slot")
 }
 
 /// A VM that booted has all of its memory. A VMM that takes no page server tells nobody what it has yet to read.

@@ -36,7 +36,7 @@ pub fn expire(sandbox: &mut Sandbox, seen: &Document, tell: impl FnOnce()) -> Ou
 fn is_idle(document: &Document, seen: &Document) -> Result<bool, Error> {
     let same = |field| document.get(field) == seen.get(field);
     let same = same("last_active_at") && same("vm.pid") && same("vm.start_time") && same("spec.timeout_s");
-    Ok(same && sample::connections(document)?.unwrap_or(0) == 0)
+    Ok(same && sample::connections(document)? == 0)
 }
 
 fn pause(sandbox: &mut Sandbox) -> Result<(), Error> {
