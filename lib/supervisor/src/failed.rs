@@ -46,11 +46,13 @@ pub fn reclaim(sandbox: &mut Sandbox) -> Result<bool, Error> {
     Ok(last.is_some())
 }
 
-/// Removes the generations that are not the last pause. Gives those that went.
+/// Removes the generations that are neither the last pause nor what a running VM's dirty log is relative to. Gives those
+/// that went.
 pub fn discard_unwanted(sandbox: &Sandbox) -> Result<Vec<PathBuf>, Error> {
     let pauses = Pauses::of(sandbox.host, &sandbox.id);
-    let last = pauses.last()?;
-    let unwanted: Vec<_> = pauses.all()?.into_iter().filter(|dir| Some(dir) != last.as_ref()).collect();
+    let wanted = [pauses.last()?, sandbox.document.find("vm.base")?];
+    let unwanted: Vec<_> =
+        pauses.all()?.into_iter().filter(|dir| !wanted.iter().flatten().any(|other| other == dir)).collect();
     Error::all(unwanted.iter().filter_map(|dir| pause::discard(dir).err()))?;
     Ok(unwanted)
 }

@@ -123,7 +123,7 @@ pub fn give_back(sandbox: &mut Sandbox, running: &Document, dir: &Path) -> Resul
     }
     sandbox.document = document;
     // First the files go: a full disk may be why the pause failed, and the document needs room too.
-    let discarded = discard(dir);
+    let discarded = discard(dir).and_then(|()| failed::discard_unwanted(sandbox).map(drop));
     recall::forget(sandbox.host, &sandbox.id);
     Error::all([resumed, discarded, sandbox.settle("running")].into_iter().filter_map(Result::err))
 }

@@ -107,8 +107,12 @@ pub fn settle(sandbox: &mut Sandbox, report: &mut Report) -> Result<(), Error> {
         "resuming" => settle_dead(sandbox, &why("its resume was interrupted"), report)?,
         "running" => match dead {
             Some(dead) => settle_dead(sandbox, &why(&dead), report)?,
-            None if killed.is_some() => sandbox.settle("running")?,
-            None => {}
+            None => {
+                if killed.is_some() {
+                    sandbox.settle("running")?;
+                }
+                discard(sandbox, report)?;
+            }
         },
         // These are expected to have nothing on the host.
         state @ ("paused" | "stopped" | "failed") => {
@@ -117,14 +121,20 @@ pub fn settle(sandbox: &mut Sandbox, report: &mut Report) -> Result<(), Error> {
                 sandbox.settle(state)?;
                 report.push(entry(state, &id, &why("what it had left is reclaimed")));
             }
-            for dir in failed::discard_unwanted(sandbox)? {
-                report.push(entry("discarded", &id, &format!("{} is not its last pause", dir.display())));
-            }
+            discard(sandbox, report)?;
         }
         other => {
             let message = format!("sandbox {id} is in the state {other:?}, which is none");
             return Err(Error::new(Kind::Corrupt, "wrenn.strange_state", message));
         }
+    }
+    Ok(())
+}
+
+/// Removes generations that nobody wants any more.
+fn discard(sandbox: &Sandbox, report: &mut Report) -> Result<(), Error> {
+    for dir in failed::discard_unwanted(sandbox)? {
+        report.push(entry("discarded", &sandbox.id, &format!("{} is not its last pause", dir.display())));
     }
     Ok(())
 }

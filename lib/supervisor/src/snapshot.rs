@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use store::{Pauses, Templates};
 use wire::{Call, Document, Error, Kind, Reply, TemplateName};
 
-use crate::pause;
 use crate::sandbox::{Sandbox, roll_back};
+use crate::{failed, pause};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let text: String = call.document.need("name")?;
@@ -90,11 +90,8 @@ impl Plan {
         }
         pause::shorten(sandbox);
         sandbox.note("files");
-        let last = pauses.last()?;
-        for older in pauses.all()?.into_iter().filter(|other| *other != dir && Some(other) != last.as_ref()) {
-            if let Err(error) = pause::discard(&older) {
-                log::warn!("{}: {error}", sandbox.id);
-            }
+        if let Err(error) = failed::discard_unwanted(sandbox) {
+            log::warn!("{}: {error}", sandbox.id);
         }
         match running.get("snapshot") {
             Some(origin) => sandbox.document.set("snapshot", origin.clone()),
