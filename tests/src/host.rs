@@ -243,6 +243,35 @@ impl TestHost {
         assert_eq!(kernel::list(self.root().join("sandboxes")), [""; 0], "left on disk");
     }
 
+    /// What `scripts/check-host` finds wrong, which knows nothing of our code: a line for each. It looks again for some seconds
+    /// as long as there is something.
+    ///
+    /// # Panics
+    /// When it cannot look.
+    pub fn faults(&self) -> Vec<String> {
+        self.faults_within(5)
+    }
+
+    /// The same, with so many seconds.
+    ///
+    /// # Panics
+    /// As [`TestHost::faults`].
+    pub fn faults_within(&self, seconds: u32) -> Vec<String> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/check-host");
+        let mut command = std::process::Command::new(script);
+        command.args(["--wait", &seconds.to_string()]);
+        command.env("WRENN_ROOT", self.root()).env("WRENN_RUN", self.roots.run());
+        let output = command.output().expect("scripts/check-host");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let status = output.status.code();
+        assert!(
+            output.stderr.is_empty() && status == Some(i32::from(!text.is_empty())),
+            "check-host: {status:?}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text.lines().map(str::to_owned).collect()
+    }
+
     /// After a failure: the last lines of every log.
     fn tell(&self) {
         let mut left = vec![self.roots.run()];

@@ -165,6 +165,7 @@ impl Bench<'_> {
         let step = self.cut_short(operation, victim, when);
         self.host.step(&format!("{operation:?}: {victim:?} killed at {when:?}: {step:?}"));
         self.collect_garbage();
+        assert_eq!(self.host.faults(), [""; 0], "with other eyes");
         self.check(operation, victim, vm.unwrap_or_default());
         assert_eq!(self.template_files(), templates, "what templates hold never changes");
         self.remove_template("kill/new");
