@@ -17,7 +17,8 @@ pub struct Sandbox<'a> {
 }
 
 impl<'a> Sandbox<'a> {
-    pub(crate) fn new(host: &'a TestHost, id: &str) -> Self {
+    /// The sandbox of that id on this host, whether or not it is there yet.
+    pub fn new(host: &'a TestHost, id: &str) -> Self {
         Self { host, id: id.to_owned() }
     }
 

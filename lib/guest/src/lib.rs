@@ -41,7 +41,12 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "timeout_s",
                     Type::Number,
-                    "how long to wait, seconds (default 30, and 1 more for each 32 MiB of spec.memory_mib)",
+                    "how long to wait, seconds (default: spec.ready_timeout_s)",
+                ),
+                Field::may(
+                    "spec.ready_timeout_s",
+                    Type::Number,
+                    "the same, kept with the sandbox (default 30, and 1 more for each 32 MiB of spec.memory_mib)",
                 ),
                 Field::may("spec.memory_mib", Type::Integer, "guest memory, MiB"),
                 Field::may("vm", Type::Object, "the VMM's process: when it ends, the waiting ends"),

@@ -28,9 +28,15 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 /// More memory takes longer to come back: 30 s, and one more for each 32 MiB.
 fn limit(document: &Document) -> Result<Duration, wire::Error> {
     let memory: u64 = document.find("spec.memory_mib")?.unwrap_or(0);
-    let seconds = document.fields("guest").find::<f64>("timeout_s")?.unwrap_or(30.0 + memory as f64 / 32.0);
+    let (field, seconds) = match document.fields("guest").find::<f64>("timeout_s")? {
+        Some(seconds) => ("timeout_s", seconds),
+        None => {
+            let asked: Option<f64> = document.find("spec.ready_timeout_s")?;
+            ("spec.ready_timeout_s", asked.unwrap_or(30.0 + memory as f64 / 32.0))
+        }
+    };
     Duration::try_from_secs_f64(seconds)
-        .map_err(|_| wire::Error::field("timeout_s", format!("must be seconds from 0, not {seconds}")))
+        .map_err(|_| wire::Error::field(field, format!("must be seconds from 0, not {seconds}")))
 }
 
 /// The VMM's process and its log, if the document names one.

@@ -80,6 +80,7 @@ fn plan(request: &Document, host: &Host, id: &Id) -> Result<(Document, Template)
     if request.get("spec.user").is_none() {
         document.set("spec.user", "root");
     }
+    let _checked: Option<f64> = request.find("spec.ready_timeout_s")?;
     let _checked: Option<Vec<(String, String)>> = request.find("spec.env")?;
     let path = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     document.set("rootfs", path(template.rootfs()));

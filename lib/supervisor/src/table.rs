@@ -84,6 +84,12 @@ pub static TOOL: Tool = Tool {
                 )
                 .flag("timeout"),
                 Field::may(
+                    "spec.ready_timeout_s",
+                    Type::Number,
+                    "how long its agent may take to answer, now and after every resume, seconds (default 30, and 1 more for each 32 MiB)",
+                )
+                .flag("ready-timeout"),
+                Field::may(
                     "spec.on_expiry",
                     Type::OneOf(watch::ON_EXPIRY),
                     "what `wrenn watch` does with it then (default pause)",
