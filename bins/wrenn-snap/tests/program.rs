@@ -226,6 +226,35 @@ fn serde_json(text: &str) -> Value {
 }
 
 #[test]
+fn inspect_says_what_each_build_holds_and_how_memory_is_scattered() {
+    let bench = Bench::new();
+    bench.full("raw", &[1, 1, 0, 1, 0, 0, 1, 1, 1, 0]);
+    bench.done("pack raw=@raw dir=@one kind=full checksums:=false");
+    bench.diff("raw", 10, &[(7, 2)]);
+    bench.done("pack raw=@raw dir=@two kind=diff parent=@one");
+    fs::write(bench.path("two/workingset"), json!({"ranges": [[0, PAGE], [7 * PAGE, 2 * PAGE]]}).to_string())
+        .unwrap();
+    let shown = bench.done("inspect dir=@two");
+    assert_eq!(shown["zero_share"], json!(0.4));
+    // 1 1 | 0 | 1 | 0 0 | 1 | 2 | 1 | 0
+    assert_eq!(shown["runs"], json!({"stored": 5, "zero": 3, "mean": 1.2, "longest": 2}));
+    assert_eq!(shown["workingset"], json!({"bytes": 3 * PAGE, "ranges": 2}));
+    let diffs = shown["diffs"].as_array().unwrap();
+    let row = |diff: &Value| json!([diff["blocks"], diff["share"], diff["runs"], diff["checksums"]]);
+    assert_eq!(
+        diffs.iter().map(row).collect::<Vec<_>>(),
+        [json!([5, 0.5, 4, false]), json!([1, 0.1, 1, true])]
+    );
+    let svg = |dir: &str| {
+        bench.done(&format!("map dir=@{dir} svg=@map.svg"));
+        fs::read_to_string(bench.path("map.svg")).unwrap()
+    };
+    let map = svg("two");
+    assert!(map.contains("working set 12 KiB") && map.matches("r=\"1.5\"").count() == 3, "{map}");
+    assert!(!svg("one").contains("working set"));
+}
+
+#[test]
 fn the_map_shows_each_build_and_the_zeros() {
     let bench = Bench::new();
     bench.chain();

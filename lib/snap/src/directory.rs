@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::Error;
 use crate::header::Header;
+use crate::{Error, Removed};
 
 /// The header. A directory that has one holds a complete memory image.
 pub const HEADER: &str = "memfile.header";
@@ -94,6 +94,15 @@ pub fn plain_paths(dir: &Path) -> impl Iterator<Item = PathBuf> {
     [PLAIN, RANGES].map(|name| dir.join(name)).into_iter()
 }
 
+/// The page server's recording of what a restore asks for first.
+const WORKING_SET: &str = "workingset";
+
+/// The working set recorded for a snapshot, if there is one that can be read: without it nothing is wrong.
+pub fn working_set(dir: &Path) -> Option<Removed> {
+    let bytes = fs::read(dir.join(WORKING_SET)).ok()?;
+    Removed::parse(&bytes).inspect_err(|fault| log::warn!("{WORKING_SET} of {}: {fault}", dir.display())).ok()
+}
+
 /// The builds that memory comes from, the oldest first: the base, those between by the age of their files (the format does
 /// not say), the snapshot's own.
 pub fn builds_by_age(dir: &Path, header: &Header) -> Vec<Uuid> {
@@ -156,7 +165,7 @@ pub fn is_own(name: &str) -> bool {
     name == PLAIN
         || name.starts_with("memfile.")
         || is_state(name)
-        || name.starts_with("workingset")
+        || name.starts_with(WORKING_SET)
         || unfinished
 }
 

@@ -1,4 +1,5 @@
-//! What the threads of a scan work on, handed out in order, and the order in which they append what they store.
+//! What the threads of a scan share: the work, handed out in order; the end of the file that they append to; the holes to
+//! be made.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -7,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::Error;
 use crate::input::{Input, read_pipe};
 use crate::spans::{Source, Span};
+use crate::{Error, place};
 
 /// How much is read at a time: it stays in a core's cache between reading and testing.
 pub const CHUNK: u64 = 256 << 10;
@@ -170,6 +171,45 @@ impl<'a> Append<'a> {
     pub fn give_up(&self) {
         lock(&self.end).given_up = true;
         self.moved.notify_all();
+    }
+}
+
+/// A raw file whose zeros become holes as they are found. The kernel lets one thread at a time make holes in a file: the
+/// others leave theirs to it and go on reading.
+#[derive(Debug)]
+pub struct Holes<'a> {
+    file: &'a File,
+    path: &'a Path,
+    waiting: Mutex<Vec<Range<u64>>>,
+    turn: Mutex<()>,
+}
+
+impl<'a> Holes<'a> {
+    /// Makes holes in a file; `path` is its name in errors.
+    pub fn new(file: &'a File, path: &'a Path) -> Self {
+        Self { file, path, waiting: Mutex::default(), turn: Mutex::default() }
+    }
+
+    /// Makes holes of these ranges and of those that wait, or leaves them waiting for who is at it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn make(&self, ranges: impl Iterator<Item = Range<u64>>) -> Result<(), Error> {
+        lock(&self.waiting).extend(ranges);
+        match self.turn.try_lock() {
+            Ok(_turn) => self.finish(),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes holes of all that wait.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn finish(&self) -> Result<(), Error> {
+        let ranges = std::mem::take(&mut *lock(&self.waiting));
+        let punched = ranges.into_iter().try_for_each(|range| place::punch(self.file, range));
+        punched.map_err(Error::io("make holes in", self.path))
     }
 }
 

@@ -9,7 +9,7 @@ use wire::{Call, Field, Reply, Type, Value, Verb, json};
 
 use crate::header::Header;
 use crate::pack::{Blocks, text};
-use crate::{Error, directory};
+use crate::{Error, directory, sums};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -23,10 +23,21 @@ pub const VERB: Verb = Verb {
         Field::need("block_size", Type::Integer, "bytes of a block"),
         Field::need("records", Type::Integer, "records of the header"),
         Field::need("blocks", Type::Object, "how many blocks are {stored, zero, inherited}"),
+        Field::need("zero_share", Type::Number, "the part of memory that is zeros, 0 to 1"),
+        Field::need(
+            "runs",
+            Type::Object,
+            "fragmentation: runs of memory that lie together, {stored, zero, blocks in one that is stored: mean and longest}",
+        ),
         Field::need(
             "diffs",
             Type::Array,
-            "diff files, each {build, path, bytes, allocated, blocks} (null if missing)",
+            "diff files, oldest first, each {build, path, bytes, allocated, blocks, share of memory, runs, checksums} (null if missing)",
+        ),
+        Field::may(
+            "workingset",
+            Type::Object,
+            "pages that a restore was seen to ask for first: {bytes, ranges}",
         ),
         Field::may(
             "vmm",
@@ -51,7 +62,12 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     call.answer("block_size", header.block_size);
     call.answer("records", header.records.len());
     call.answer("blocks", blocks(&header).to_json());
+    call.answer("zero_share", share(&header, bytes(&header, &|build| build.is_nil())));
+    call.answer("runs", runs(&header));
     call.answer("diffs", diffs(&dir, &header)?);
+    if let Some(set) = directory::working_set(&dir) {
+        call.answer("workingset", json!({"bytes": set.bytes(), "ranges": set.ranges().count()}));
+    }
     if let Some((vmm, _)) = directory::vmm(&files) {
         call.answer("vmm", vmm);
     }
@@ -74,20 +90,36 @@ fn bytes(header: &Header, matches: &dyn Fn(Uuid) -> bool) -> u64 {
     header.records.iter().filter(|record| matches(record.build)).map(|record| record.length).sum()
 }
 
+/// A part of memory, rounded to what anybody looks at.
+fn share(header: &Header, bytes: u64) -> f64 {
+    (bytes as f64 / header.size as f64 * 10_000.0).round() / 10_000.0
+}
+
+/// How memory is scattered.
+fn runs(header: &Header) -> Value {
+    let stored = || header.records.iter().filter(|record| !record.is_zero()).map(|record| record.length);
+    let count = stored().count();
+    let blocks = |bytes: u64| bytes / header.block_size;
+    let mean = blocks(stored().sum()) as f64 / count.max(1) as f64;
+    json!({"stored": count, "zero": header.records.len() - count, "mean": (mean * 10.0).round() / 10.0,
+           "longest": blocks(stored().max().unwrap_or(0))})
+}
+
 fn diffs(dir: &Path, header: &Header) -> Result<Vec<Value>, Error> {
-    let describe = |(build, _)| {
-        let blocks = bytes(header, &|other| other == build) / header.block_size;
-        match directory::open_diff(dir, header, build) {
-            Err(Error::DiffMissing { .. }) => Ok(
-                json!({"build": build.to_string(), "path": null, "bytes": null, "allocated": null, "blocks": blocks}),
-            ),
+    let describe = |build: Uuid| {
+        let own = bytes(header, &|other| other == build);
+        let runs = header.records.iter().filter(|record| record.build == build).count();
+        let (path, length, allocated) = match directory::open_diff(dir, header, build) {
+            Err(Error::DiffMissing { .. }) => (Value::Null, Value::Null, Value::Null),
             diff => {
                 let diff = diff?;
                 let metadata = fs::metadata(&diff.path).map_err(Error::io("examine", &diff.path))?;
-                Ok(json!({"build": build.to_string(), "path": text(&diff.path), "bytes": metadata.len(),
-                          "allocated": metadata.blocks() * 512, "blocks": blocks}))
+                (text(&diff.path).into(), metadata.len().into(), (metadata.blocks() * 512).into())
             }
-        }
+        };
+        Ok(json!({"build": build.to_string(), "path": path, "bytes": length, "allocated": allocated,
+                  "blocks": own / header.block_size, "share": share(header, own), "runs": runs,
+                  "checksums": sums::path(dir, build).exists()}))
     };
-    header.builds().into_iter().map(describe).collect()
+    directory::builds_by_age(dir, header).into_iter().map(describe).collect()
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::header::Header;
-use crate::{Error, directory, place};
+use crate::{Error, Removed, directory, place};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -46,7 +46,10 @@ pub fn map(dir: &Path, svg: &Path, undo: &mut Undo) -> Result<u64, wire::Error> 
         return Err(Error::field("svg", format!("{} is not a regular file", svg.display())).into());
     }
     let partial = place::Partial::create(svg)?;
-    (&partial.file).write_all(draw(&header, &builds).as_bytes()).map_err(Error::io("write", svg))?;
+    let working_set = directory::working_set(dir).unwrap_or_default();
+    (&partial.file)
+        .write_all(draw(&header, &builds, &working_set).as_bytes())
+        .map_err(Error::io("write", svg))?;
     partial.replace(undo)?;
     Ok(builds.len() as u64)
 }
@@ -59,11 +62,12 @@ fn colour(builds: &[Uuid], build: Uuid) -> String {
     }
 }
 
-fn draw(header: &Header, builds: &[Uuid]) -> String {
+fn draw(header: &Header, builds: &[Uuid], working_set: &Removed) -> String {
     let cells = (COLUMNS * ROWS).min(header.size / header.block_size);
     let rows = cells.div_ceil(COLUMNS);
     let legend = rows * CELL + 20;
-    let (width, height) = (COLUMNS * CELL, legend + (builds.len() as u64 + 1) * 18);
+    let lines = builds.len() as u64 + 1 + u64::from(!working_set.is_empty());
+    let (width, height) = (COLUMNS * CELL, legend + lines * 18);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"monospace\" font-size=\"12\">\n\
          <title>{} MiB of memory, generation {}, build {}</title>\n",
@@ -86,6 +90,9 @@ fn draw(header: &Header, builds: &[Uuid]) -> String {
             column += run.len() as u64;
         }
     }
+    if !working_set.is_empty() {
+        draw_working_set(&mut svg, header, cells, working_set, legend + (lines - 1) * 18);
+    }
     let entries = builds.iter().copied().chain([Uuid::nil()]);
     for (index, build) in entries.enumerate() {
         let y = legend + index as u64 * 18;
@@ -103,11 +110,36 @@ fn draw(header: &Header, builds: &[Uuid]) -> String {
     svg
 }
 
+/// Marks the cells that a restore asks for first, and says so at `y`.
+fn draw_working_set(svg: &mut String, header: &Header, cells: u64, working_set: &Removed, y: u64) {
+    let marked = |cell: &u64| {
+        working_set.clipped(edge(header, *cell, cells)..edge(header, cell + 1, cells)).next().is_some()
+    };
+    for cell in (0..cells).filter(marked) {
+        let (x, y) = (cell % COLUMNS * CELL + CELL / 2, cell / COLUMNS * CELL + CELL / 2);
+        let _ = writeln!(svg, "<circle cx=\"{x}\" cy=\"{y}\" r=\"1.5\"/>");
+    }
+    let _ = writeln!(
+        svg,
+        "<circle cx=\"6\" cy=\"{}\" r=\"3\"/><text x=\"18\" y=\"{}\">working set {} KiB</text>",
+        y + 6,
+        y + 11,
+        working_set.bytes() >> 10
+    );
+}
+
+/// Where a cell begins in memory.
+fn edge(header: &Header, cell: u64, cells: u64) -> u64 {
+    (u128::from(header.size) * u128::from(cell) / u128::from(cells)) as u64
+}
+
 /// Where most of a cell's bytes come from. Anything stored is seen beside zeros.
 fn source_of(header: &Header, cell: u64, cells: u64) -> Uuid {
-    let edge = |cell: u64| (u128::from(header.size) * u128::from(cell) / u128::from(cells)) as u64;
     let mut shares: Vec<(u64, Uuid)> = Vec::new();
-    for record in header.range(edge(cell), edge(cell + 1)).filter(|record| !record.is_zero()) {
+    for record in header
+        .range(edge(header, cell, cells), edge(header, cell + 1, cells))
+        .filter(|record| !record.is_zero())
+    {
         match shares.iter_mut().find(|(_, build)| *build == record.build) {
             Some((bytes, _)) => *bytes += record.length,
             None => shares.push((record.length, record.build)),

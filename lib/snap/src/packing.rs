@@ -6,7 +6,7 @@ use uuid::Uuid;
 use wire::Undo;
 
 use crate::chain::Chain;
-use crate::feed::Append;
+use crate::feed::{Append, Holes};
 use crate::header::{self, BLOCK_SIZES, Header, Record};
 use crate::input::Input;
 use crate::pack::{Blocks, Kind, Mode, Pack, Packed};
@@ -106,7 +106,7 @@ impl Packing<'_> {
         }
         let Some(claimed) = store::claim(path, self.target, mode, undo)? else { return self.copy(undo) };
         // A full file without its zeros still reads the same; a diff does not.
-        let punch = (kind == Kind::Full && self.parent.is_none()).then_some((&claimed, *path));
+        let punch = (kind == Kind::Full && self.parent.is_none()).then(|| Holes::new(&claimed, path));
         let scanned = Scan { punch, ..self.scan() }.run()?;
         self.in_place(path, &claimed, &scanned, undo)?;
         Ok((scanned, How::InPlace))

@@ -1,17 +1,15 @@
 //! Reading memory once, in parallel, to find out which of its blocks must be stored, and storing them as it goes.
 
-use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::Error;
 use crate::chain::Chain;
-use crate::feed::{Append, Batch, Feed, compact};
+use crate::feed::{Append, Batch, Feed, Holes, compact};
 use crate::header::Record;
 use crate::input::Input;
 use crate::spans::{Source, Span, Spans};
 use crate::sums::Sum;
-use crate::{Error, place};
 
 /// How much of a block is compared with the parent's first, where they are expected to differ.
 const PROBE: usize = 64;
@@ -87,8 +85,8 @@ pub struct Scan<'a> {
     pub expect: Expect,
     /// Whether to take checksums of what is stored.
     pub sums: bool,
-    /// The raw file, to be written to, and its path, if its zeros may become holes as they are found.
-    pub punch: Option<(&'a File, &'a Path)>,
+    /// The raw file, if its zeros may become holes as they are found.
+    pub punch: Option<Holes<'a>>,
     /// Where what is stored goes, if it is copied.
     pub append: Option<Append<'a>>,
 }
@@ -145,6 +143,7 @@ impl Scan<'_> {
             parts
         });
         self.input.check()?;
+        self.punch.as_ref().map_or(Ok(()), Holes::finish)?;
         let mut found = Scanned::default();
         for part in parts {
             let part = part?;
@@ -217,11 +216,9 @@ impl Scan<'_> {
         if self.sums {
             found.sums.extend(stored().map(|run| Sum::of(run.0.range.clone(), &data[place(run)])));
         }
-        if let Some((file, path)) = self.punch {
-            let mut zeros = runs.iter().filter(|(run, _)| run.fate == Fate::Zero);
-            zeros
-                .try_for_each(|(run, _)| place::punch(file, run.range.clone()))
-                .map_err(Error::io("make holes in", path))?;
+        if let Some(holes) = &self.punch {
+            let zeros = runs.iter().filter(|(run, _)| run.fate == Fate::Zero);
+            holes.make(zeros.map(|(run, _)| run.range.clone()))?;
         }
         if let Some(append) = &self.append {
             let length = compact(data, stored().map(place));
