@@ -154,7 +154,8 @@ pub(crate) fn remove(owner: &Owner) -> Result<(), Error> {
             Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENXIO as i32) => break,
             // The VMM is gone and the kernel not yet done with it, or somebody holds it. There is nothing to wait on.
             Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
-                if Instant::now() >= deadline || sys::signals::pending().is_some() {
+                // A signal does not cut this short: it may be what is being undone for.
+                if Instant::now() >= deadline {
                     let why = users(&device);
                     return Err(Error::Busy { what: format!("the device {name}"), why });
                 }
@@ -166,7 +167,7 @@ pub(crate) fn remove(owner: &Owner) -> Result<(), Error> {
     if let Some((_, numbers, cow)) = loops {
         // Detached with its last user, unless somebody else looks at it just now (udev does).
         while sys::loop_device::by_device_number(&numbers).as_ref() == Some(&cow) {
-            if Instant::now() >= deadline || sys::signals::pending().is_some() {
+            if Instant::now() >= deadline {
                 let what = format!("the loop device {}", cow.path().display());
                 return Err(Error::Busy { what, why: "another program has it open".into() });
             }

@@ -15,6 +15,8 @@ use wire::Value;
 
 use crate::Error;
 
+/// How long a VMM may take to accept a connection when others wait already.
+const ACCEPT: Duration = Duration::from_secs(5);
 /// An answer's head may not be longer, bytes.
 const HEAD_LIMIT: usize = 16 << 10;
 /// An answer's body may not be longer, bytes.
@@ -66,8 +68,8 @@ impl Api {
         };
         // A socket address holds 107 bytes; through the directory's descriptor any path is short enough.
         let dir = open_dir(dir)?;
-        let stream =
-            UnixStream::connect(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))?;
+        let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+        let stream = sys::listener::connect(&short, ACCEPT)?;
         Ok(Self { stream, path: path.into() })
     }
 

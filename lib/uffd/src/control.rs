@@ -16,6 +16,9 @@ use crate::Error;
 /// Longer than this no request is.
 const LONGEST: usize = 16 << 10;
 
+/// How long a server may take to accept a connection when others wait already.
+const ACCEPT: Duration = Duration::from_secs(5);
+
 /// What a server can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -144,12 +147,15 @@ impl Client {
 
     /// Connects. `None` when nobody listens there.
     pub fn connect(control: &Path) -> Result<Option<Self>, Error> {
-        let stream = match UnixStream::connect(control) {
+        let stream = match sys::listener::connect(control, ACCEPT) {
             Ok(stream) => stream,
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
             {
                 return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(Error::NoAnswer { control: control.to_owned(), seconds: ACCEPT.as_secs() });
             }
             Err(error) => return Err(Error::io("connect to", control)(error)),
         };

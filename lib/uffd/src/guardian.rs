@@ -171,7 +171,9 @@ impl Guardian {
     /// Removes the names that a dead server left.
     fn clear_up(&self) {
         for path in [&self.config.paths.socket, &self.config.paths.control] {
-            if std::os::unix::net::UnixStream::connect(path).is_err() {
+            if sys::listener::connect(path, Duration::ZERO)
+                .is_err_and(|error| error.kind() != io::ErrorKind::TimedOut)
+            {
                 let _ = socket::remove(path);
             }
         }

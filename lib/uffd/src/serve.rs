@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use sys::process::Process;
@@ -15,6 +16,9 @@ use crate::control::refusal;
 use crate::guardian::{Guardian, failure};
 use crate::role::{GUARDIAN, program};
 use crate::stop;
+
+/// How long a detached server may take until it listens.
+const LISTENING: Duration = Duration::from_secs(30);
 
 /// The verb.
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
@@ -84,7 +88,15 @@ fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut guardian = sys::detach::spawn(command, vec![writer.into()]).map_err(failed)?;
     let mut line = String::new();
-    let heard = BufReader::new(pipe).read_line(&mut line);
+    // The line comes in one piece, or the pipe's end.
+    let heard = match sys::process::readable(&pipe, LISTENING) {
+        Ok(true) => BufReader::new(pipe).read_line(&mut line).map(drop),
+        Ok(false) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error),
+    };
+    if heard.is_err() {
+        let _ = guardian.kill();
+    }
     // Should this program live longer than the guardian, no zombie remains.
     std::thread::spawn(move || guardian.wait());
     heard.map_err(failed)?;

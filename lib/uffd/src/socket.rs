@@ -133,4 +133,25 @@ mod tests {
         assert!(matches!(Listener::bind(&path), Err(Error::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = sys::listener::Listener::bind(&path).unwrap();
+        let connect = || sys::listener::connect(&path, std::time::Duration::from_millis(20));
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect() {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10_000, "it lets everybody wait");
+        };
+        assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
+        listener.socket.accept().unwrap();
+        connect().unwrap();
+        let taken = sys::listener::Listener::bind(&path).unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    }
 }

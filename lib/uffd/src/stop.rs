@@ -44,7 +44,14 @@ pub(crate) fn end(paths: &Paths, process: Option<&Process>, force: bool) -> Resu
         // A mere name, and nothing of ours there: whatever lies beside it is somebody else's.
         return Ok(());
     }
-    let client = Client::connect(&paths.control)?;
+    let client = match (Client::connect(&paths.control), process) {
+        (Err(silent @ Failure::NoAnswer { .. }), Some(process)) => {
+            log::warn!("{}; killing it", Error::from(silent));
+            kill(process)?;
+            return clear(paths);
+        }
+        (client, _) => client?,
+    };
     if let (Some(client), Some(process)) = (&client, process)
         && client.server != *process
     {
