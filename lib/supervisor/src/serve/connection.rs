@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::stream::{Flushes, Stream};
 use super::{Server, answer};
+use crate::watch::notify::notify;
 
 /// Connections at once; the next one waits in the kernel's queue.
 const CONNECTIONS: usize = 512;
@@ -41,6 +42,7 @@ pub async fn serve(
     }
     drop((accepting, listener));
     log::info!("ending: no more connections");
+    notify("STOPPING=1");
     let _ = stop.send(true);
     server.feed.close();
     // A connection that is over gives its place back.

@@ -20,6 +20,7 @@ use super::reply::{self, Body};
 use super::request::{BODY_TIME, late};
 use super::routes::Parameters;
 use crate::exec::active;
+use crate::meanwhile;
 
 /// The verb that does the same on the command line.
 const VERB: &str = "cp";
@@ -49,14 +50,23 @@ impl Place {
         Ok(Self { id: Id::new(id)?, path: path.ok_or_else(|| Error::field("path", "missing"))?, user })
     }
 
-    /// The agent of the sandbox, which counts as used, and whom to act as.
-    fn agent(&self, host: &Host) -> Result<(Agent, Option<String>), Error> {
+    /// Asks the agent of the sandbox, which counts as used. Nothing is left to wait for when the VM goes meanwhile: that
+    /// is the error then.
+    fn ask<T>(
+        &self,
+        host: &Host,
+        ask: impl FnOnce(&Agent, Option<&str>) -> Result<T, guest::Error>,
+    ) -> Result<(T, Agent), Error> {
         let document = active(host, self.id.clone(), Options::default())?;
         let user = match &self.user {
             Some(user) => Some(user.clone()),
             None => document.find("spec.user")?,
         };
-        Ok((Agent::of(&document)?, user))
+        let agent = Agent::of(&document)?;
+        match ask(&agent, user.as_deref()) {
+            Ok(answer) => Ok((answer, agent)),
+            Err(error) => Err(meanwhile::explain(host, &document, error.into())),
+        }
     }
 }
 
@@ -75,11 +85,9 @@ pub async fn read(
     let (tell, pieces) = mpsc::channel(WAITING);
     let server = server.clone();
     tokio::task::spawn_blocking(move || {
-        let file = from.agent(&server.host).and_then(|(agent, user)| {
-            guest::cp::open(&agent, &from.path, user.as_deref()).map_err(Error::from)
-        });
-        match file {
-            Ok((length, content)) => {
+        match from.ask(&server.host, |agent, user| guest::cp::open(agent, &from.path, user)) {
+            // With the agent goes who cuts its connections when the VM goes.
+            Ok(((length, content), _agent)) => {
                 if head.send(Ok(length)).is_ok() {
                     pass_on(content, &tell);
                 }
@@ -148,8 +156,8 @@ pub async fn write(
     let server = server.clone();
     let work = tokio::task::spawn_blocking(move || {
         let content = Content { pieces, piece: Bytes::new(), ended: false };
-        let (agent, user) = to.agent(&server.host)?;
-        let bytes = guest::cp::send(&agent, content, &to.path, user.as_deref())?;
+        let (bytes, _) =
+            to.ask(&server.host, |agent, user| guest::cp::send(agent, content, &to.path, user))?;
         drop(place);
         Ok::<_, Error>(json!({"id": to.id.as_str(), "path": to.path, "copied_bytes": bytes}))
     });

@@ -91,7 +91,10 @@ fn serve(machine: &Machine, mut stream: TcpStream) -> std::io::Result<()> {
         path if path.starts_with("/files?path=/endless") => loop {
             thread::park();
         },
-        _ => write!(stream, "{}{}", ok("Content-Type: application/json\r\n"), json!({"version": "toy"})),
+        _ => {
+            body(&head, &mut reader)?;
+            write!(stream, "{}{}", ok("Content-Type: application/json\r\n"), json!({"version": "toy"}))
+        }
     }
 }
 
