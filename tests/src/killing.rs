@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -12,6 +13,7 @@ use sys::process::Process;
 use crate::follow::Followed;
 use crate::host::TestHost;
 use crate::kernel;
+use crate::vmm::Vmm;
 
 /// What is being done when somebody is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +32,14 @@ pub enum Operation {
     SnapshotPaused,
     /// `rm` of a running one.
     Remove,
+    /// The pause that `watch` does of one whose time is over.
+    Expire,
 }
 
 /// Who is killed, by SIGKILL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
-    /// `wrenn`, with the tools' verbs that it calls in process.
+    /// `wrenn`, with the tools' verbs that it calls in process; `wrenn watch` where that does it.
     Supervisor,
     /// The VMM; the supervisor goes on.
     Vmm,
@@ -44,7 +48,7 @@ pub enum Victim {
 }
 
 impl Operation {
-    /// All of them.
+    /// All that a caller asks for.
     pub const ALL: [Self; 7] = [
         Self::Create,
         Self::Launch,
@@ -64,6 +68,7 @@ impl Operation {
             Self::Resume => &["resume", ID],
             Self::Snapshot | Self::SnapshotPaused => &["snapshot", ID, "kill/new"],
             Self::Remove => &["rm", ID],
+            Self::Expire => &["watch", "--interval", "1"],
         }
     }
 
@@ -71,7 +76,7 @@ impl Operation {
     fn begins_in(self) -> Option<&'static str> {
         match self {
             Self::Create | Self::Launch => None,
-            Self::Pause | Self::Snapshot | Self::Remove => Some("running"),
+            Self::Pause | Self::Snapshot | Self::Remove | Self::Expire => Some("running"),
             Self::Resume | Self::SnapshotPaused => Some("paused"),
         }
     }
@@ -80,7 +85,7 @@ impl Operation {
     fn may_end_in(self) -> &'static [Option<&'static str>] {
         match self {
             Self::Create | Self::Launch => &[None, Some("running")],
-            Self::Pause | Self::Resume => &[Some("running"), Some("paused")],
+            Self::Pause | Self::Resume | Self::Expire => &[Some("running"), Some("paused")],
             Self::Snapshot => &[Some("running")],
             Self::SnapshotPaused => &[Some("paused")],
             Self::Remove => &[None],
@@ -90,12 +95,17 @@ impl Operation {
 
 const ID: &str = "kill";
 
+/// A file as it was left: its name, its inode, its length, and when its content was last written.
+type Stamp = (String, u64, u64, (i64, i64));
+
 /// A sandbox whose life is cut short again and again.
 struct Bench<'a> {
     host: &'a TestHost,
     /// What guest and disk keep now, and what the last pause has.
     kept: String,
     paused: Option<String>,
+    /// What the template has.
+    template: String,
     runs: usize,
 }
 
@@ -117,11 +127,12 @@ enum When<'a> {
 /// # Panics
 /// When something that must hold after `gc` does not, or one of those steps is never seen.
 pub fn kill_at_every_step(host: &TestHost, operation: Operation, victim: Victim, through: &[&str]) {
-    let mut bench = Bench { host, kept: String::new(), paused: None, runs: 0 };
+    let mut bench = Bench { host, kept: String::new(), paused: None, template: String::new(), runs: 0 };
     if operation == Operation::Launch {
         bench.bring_to(Some("running"));
         bench.keep("template");
         host.wrenn(["snapshot", ID, "kill/base"]).run().success();
+        bench.template = bench.kept.clone();
     }
     let templates = bench.template_files();
     let mut steps = BTreeSet::new();
@@ -144,6 +155,30 @@ pub fn kill_at_every_step(host: &TestHost, operation: Operation, victim: Victim,
     host.remove_all();
 }
 
+/// One sandbox lives through all of this: in each of these operations the victim is killed at that step.
+///
+/// # Panics
+/// When something that must hold after `gc` does not, or a step is never seen.
+pub fn kill_at(host: &TestHost, cases: &[(Operation, Victim, &str)]) {
+    let mut bench = Bench { host, kept: String::new(), paused: None, template: String::new(), runs: 0 };
+    if cases.iter().any(|(operation, ..)| *operation == Operation::Launch) {
+        bench.bring_to(Some("running"));
+        bench.keep("template");
+        host.wrenn(["snapshot", ID, "kill/base"]).run().success();
+        bench.template = bench.kept.clone();
+    }
+    let templates = bench.template_files();
+    for (operation, victim, step) in cases {
+        let mut tries = 0..TRIES;
+        while bench.run(*operation, *victim, When::Step(step), &templates).as_deref() != Some(step) {
+            assert!(tries.next().is_some(), "{operation:?} was never seen at {step}");
+        }
+    }
+    bench.bring_to(None);
+    bench.remove_template("kill/base");
+    host.remove_all();
+}
+
 impl Bench<'_> {
     /// Runs the operation once, and looks at what it left. Gives the step at which somebody was killed.
     fn run(
@@ -151,13 +186,13 @@ impl Bench<'_> {
         operation: Operation,
         victim: Victim,
         when: When,
-        templates: &[(String, Vec<u8>)],
+        templates: &[Stamp],
     ) -> Option<String> {
         self.bring_to(operation.begins_in());
         self.runs += 1;
         match operation {
             Operation::Create => self.kept = String::new(),
-            Operation::Launch => self.kept = "template".into(),
+            Operation::Launch => self.kept = self.template.clone(),
             Operation::Resume | Operation::SnapshotPaused => {}
             _ => self.keep(&format!("{operation:?}-{}", self.runs).to_lowercase()),
         }
@@ -186,17 +221,30 @@ impl Bench<'_> {
         output.text().trim_end().to_owned()
     }
 
-    /// Has memory and disk keep a word.
+    /// Has memory and disk keep a word, and a guest that is real random bytes of that moment.
     fn keep(&mut self, word: &str) {
-        self.sh(&format!(
-            "kept={word}; mkdir -p /mem; grep -q ' /mem ' /proc/mounts || mount -t tmpfs none /mem
+        let mount = "mkdir -p /mem; grep -q ' /mem ' /proc/mounts || mount -t tmpfs none /mem";
+        if self.host.vmm == Vmm::Toy {
+            self.sh(&format!(
+                "kept={word}; {mount}
              echo $kept >/mem/kept; echo $kept >/kept; sync"
-        ));
-        self.kept = word.to_owned();
+            ));
+            self.kept = word.to_owned();
+        } else {
+            let random = "dd if=/dev/urandom bs=256k count=8 status=none";
+            self.sh(&format!("{mount}; {{ echo {word}; {random}; }} >/mem/kept; cp /mem/kept /kept; sync"));
+            self.kept = self.kept();
+        }
     }
 
+    /// What both have kept: the word, or the checksum.
     fn kept(&self) -> String {
-        let both = self.sh("echo 3 >/proc/sys/vm/drop_caches; cat /mem/kept /kept");
+        let tell = if self.host.vmm == Vmm::Toy {
+            "cat /mem/kept /kept"
+        } else {
+            "for file in /mem/kept /kept; do md5sum <$file; done"
+        };
+        let both = self.sh(&format!("echo 3 >/proc/sys/vm/drop_caches; {tell}"));
         let (memory, disk) = both.split_once('\n').unwrap_or((&both, ""));
         assert_eq!(memory, disk, "memory and disk are of one moment");
         memory.to_owned()
@@ -232,6 +280,11 @@ impl Bench<'_> {
 
     /// Runs the operation and kills. Gives the step it was at, `None` when it came to its end before.
     fn cut_short(&mut self, operation: Operation, victim: Victim, when: When) -> Option<String> {
+        if operation == Operation::Expire {
+            // Only a resume gives a new time to live.
+            self.host.wrenn(["pause", ID]).run().success();
+            self.host.wrenn(["resume", ID, "--timeout", "1"]).run().success();
+        }
         let mut program = self.host.wrenn(operation.arguments().iter().copied());
         if operation == Operation::Create {
             program = program.args(["--vmm", self.host.vmm.name()]);
@@ -252,6 +305,11 @@ impl Bench<'_> {
         };
         if let Some(document) = followed.document() {
             self.host.note(&document);
+        }
+        // A daemon does not come to an end.
+        if operation == Operation::Expire && step.is_none() {
+            followed.kill();
+            return None;
         }
         if step.is_some() {
             match victim {
@@ -354,13 +412,14 @@ impl Bench<'_> {
         self.paused = Some(kept);
     }
 
-    /// Names and contents of the files of all templates but the new one.
-    fn template_files(&self) -> Vec<(String, Vec<u8>)> {
+    /// The files of the template that launches are made from.
+    fn template_files(&self) -> Vec<Stamp> {
         let base = self.host.root().join("images/kill/base");
-        let mut files: Vec<_> = kernel::list(&base)
-            .into_iter()
-            .map(|name| (name.clone(), fs::read(base.join(name)).expect("a template's file")))
-            .collect();
+        let stamp = |name: String| {
+            let file = fs::metadata(base.join(&name)).expect("a template's file");
+            (name, file.ino(), file.len(), (file.mtime(), file.mtime_nsec()))
+        };
+        let mut files: Vec<_> = kernel::list(&base).into_iter().map(stamp).collect();
         files.sort();
         files
     }
