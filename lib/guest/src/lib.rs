@@ -23,6 +23,7 @@ const URL: Field =
     Field::may("guest.url", Type::String, "where the agent answers (default http://<net.host_ip>:49983)")
         .flag("url");
 const TOKEN: Field = Field::may("guest.token", Type::String, "access token, once /init has set one");
+const VM: Field = Field::may("vm", Type::Object, "the VMM's process: when it ends, so does the waiting");
 const USER: Field =
     Field::may("user", Type::String, "whom to act as in the guest (default: spec.user, then root)")
         .flag("user");
@@ -49,7 +50,7 @@ pub static TOOL: Tool = Tool {
                     "the same, kept with the sandbox (default 30, and 1 more for each 32 MiB of spec.memory_mib)",
                 ),
                 Field::may("spec.memory_mib", Type::Integer, "guest memory, MiB"),
-                Field::may("vm", Type::Object, "the VMM's process: when it ends, the waiting ends"),
+                VM,
             ],
             reply: &[
                 Field::need("guest.url", Type::String, "where the agent answers"),
@@ -133,6 +134,7 @@ pub static TOOL: Tool = Tool {
                 )
                 .flag("timeout"),
                 Field::may("json", Type::Bool, "print events as they come instead of one reply").flag("json"),
+                VM,
             ],
             reply: &[Field::need(
                 "exec",
@@ -151,6 +153,7 @@ pub static TOOL: Tool = Tool {
                 Field::need("from", Type::String, "a file; guest:/path names one in the guest"),
                 Field::need("to", Type::String, "where to; exactly one of the two is in the guest"),
                 USER,
+                VM,
             ],
             reply: &[Field::need("copied_bytes", Type::Integer, "the file's size")],
             example: "wrenn-envd & wrenn-guest ready guest.url=http://127.0.0.1:49983 | wrenn-guest cp - from=/etc/hostname to=guest:/tmp/hostname; kill $!",

@@ -30,7 +30,7 @@ impl Sandbox<'_> {
     /// Records the step that comes next. It is not waited for until this is on a disk, and an operation goes on without it: it
     /// only tells whoever comes after the death of this process more than the state does.
     pub fn note(&mut self, step: &str) {
-        log::info!("{}: {step}", self.id);
+        log::debug!("{}: {step}", self.id);
         if self.document.get(OP).is_none() {
             return;
         }

@@ -78,6 +78,7 @@ impl<'a> Sandbox<'a> {
         verb: &str,
         fields: &[(&str, wire::Value)],
     ) -> Result<(), Error> {
+        log::info!("{}: {} {verb}", self.id, tool.name);
         self.note(&format!("{}.{verb}", tool.short));
         let before = self.document.clone();
         for (path, value) in fields {
