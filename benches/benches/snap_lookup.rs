@@ -5,8 +5,9 @@ use std::fs;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use snap::Image;
 use snap::header::{Header, Record};
+use snap::pack::{Kind, Mode, Pack, pack};
+use snap::{Checked, Content, Image, Removed};
 use uuid::Uuid;
 
 const EXTENTS: u64 = 100_000;
@@ -43,6 +44,10 @@ fn lookup(criterion: &mut Criterion) {
     };
     let mut group = criterion.benchmark_group("extent of an address, 100 000 extents");
     group.bench_function("Image::extent_at", |b| b.iter(|| black_box(image.extent_at(address()).offset)));
+    let mut at = 0;
+    group.bench_function("Image::next_extent, in address order", |b| {
+        b.iter(|| at = black_box(image.next_extent(at)).map_or(0, |extent| extent.offset));
+    });
     group.bench_function("walking the records backwards", |b| {
         b.iter(|| {
             let at = address();
@@ -52,5 +57,48 @@ fn lookup(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup);
+/// What it costs to check 256 KiB against their checksum, beside copying them to where they are loaded.
+fn check(criterion: &mut Criterion) {
+    const RUN: usize = 256 << 10;
+    const RUNS: usize = 256;
+    let home = tempfile::tempdir().unwrap();
+    let raw = home.path().join("raw");
+    fs::write(&raw, vec![7; RUN * RUNS]).unwrap();
+    let dir = home.path().join("packed");
+    let request = Pack {
+        raw: raw.into(),
+        dir: dir.clone(),
+        kind: Kind::Full,
+        parent: None,
+        removed: Removed::new(),
+        size: None,
+        block_size: None,
+        mode: Mode::Inplace,
+        build: None,
+        checksums: true,
+    };
+    let mut undo = wire::Undo::default();
+    pack(&request, &mut undo).unwrap();
+    undo.commit();
+    let image = Image::open_checked(&dir).unwrap();
+    let Content::Data(bytes) = image.extent_at(0).content else { panic!("stored") };
+    let mut group = criterion.benchmark_group("loading 256 KiB");
+    let mut next = (0..RUNS).cycle();
+    group.bench_function("Image::check_run", |b| {
+        b.iter(|| {
+            let checked = image.check_run((next.next().unwrap() * RUN) as u64);
+            assert!(matches!(checked, Checked::Good(range) if range.end - range.start == RUN as u64));
+        });
+    });
+    let mut target = vec![0; RUN];
+    group.bench_function("a copy of them", |b| {
+        b.iter(|| {
+            let start = next.next().unwrap() * RUN;
+            black_box(&mut target).copy_from_slice(&bytes[start..start + RUN]);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup, check);
 criterion_main!(benches);
