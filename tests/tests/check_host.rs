@@ -18,11 +18,7 @@ wrenn_tests::on_a_toy![
     a_vm_or_page_server_that_is_gone_is_found,
 ];
 
-mod privileged {
-    use super::*;
-    wrenn_tests::tests_on!(wrenn_vmm, WrennVmm, 1, TestHost, privileged_devices_that_are_nobodys_are_found);
-}
-use privileged_devices::privileged_devices_that_are_nobodys_are_found;
+wrenn_tests::tests_on!(wrenn_vmm, WrennVmm, 1, TestHost, privileged_devices_that_are_nobodys_are_found);
 
 /// Plants a fault, finds that it is said, and takes it away again.
 fn planted(host: &TestHost, said: &str, plant: impl FnOnce() -> Box<dyn FnOnce()>) {
@@ -296,55 +292,46 @@ fn a_vm_or_page_server_that_is_gone_is_found(host: &TestHost) {
     assert_eq!(host.faults(), [""; 0], "it is paused again");
 }
 
-mod privileged_devices {
-    use super::*;
-
-    pub fn privileged_devices_that_are_nobodys_are_found(host: &TestHost) {
-        let run = |line: &str| {
-            let done = Command::new("sh").args(["-ec", line]).output().expect("sh");
-            assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
-            String::from_utf8_lossy(&done.stdout).trim().to_owned()
-        };
-        let tag = host.roots().marks().tag;
-        let sandbox = host.create("mapped");
-        assert_eq!(host.faults(), [""; 0], "all is well");
-        planted(host, "nobody's: mapped device wrenn-ghost", || {
-            run(&format!("dmsetup create wrenn-ghost --uuid WRENN-{tag}-ghost --table '0 8 zero'"));
-            Box::new(move || drop(run("dmsetup remove wrenn-ghost")))
-        });
-        planted(host, "a node of no device", || made("/dev/mapper/wrenn-nothing".into()));
-        planted(host, "nobody's: loop device of", || {
-            let file = host.root().join("images/minimal/rootfs.ext4.copy");
-            fs::write(&file, vec![0; 4096]).expect("written");
-            let device = run(&format!("losetup --find --show {}", file.display()));
-            Box::new(move || {
-                run(&format!("losetup --detach {device}"));
-                fs::remove_file(file).expect("removed");
-            })
-        });
-        planted(host, "nobody's: mount on", || {
-            let dir = host.roots().run().join("locks");
-            run(&format!("mount -t tmpfs none {}", dir.display()));
-            Box::new(move || drop(run(&format!("umount {}", dir.display()))))
-        });
-        planted(host, "guests have no way out", || {
-            let rules = run("nft list table ip wrenn");
-            run("nft delete table ip wrenn");
-            let file = host.roots().dir().join("rules");
-            fs::write(&file, rules).expect("written");
-            Box::new(move || drop(run(&format!("nft -f {}", file.display()))))
-        });
-        sandbox.pause();
-        assert_eq!(host.faults(), [""; 0], "paused");
-        let cow =
-            fs::canonicalize(super::sandbox(host, "mapped", "pause")).expect("a pause").join("rootfs.cow");
-        planted(host, "no exception store that is valid", || {
-            // The kernel marks an overflown or failed one so.
-            replaced(&cow, |bytes| bytes[4] = 0)
-        });
-        planted(host, "nft table ip wrenn, without a slot", || {
-            run("nft add table ip wrenn");
-            Box::new(move || drop(run("nft delete table ip wrenn")))
-        });
-    }
+fn privileged_devices_that_are_nobodys_are_found(host: &TestHost) {
+    let run = |line: &str| {
+        let done = Command::new("sh").args(["-ec", line]).output().expect("sh");
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+    };
+    let tag = host.roots().marks().tag;
+    let sandbox = host.create("mapped");
+    assert_eq!(host.faults(), [""; 0], "all is well");
+    planted(host, "nobody's: mapped device wrenn-ghost", || {
+        run(&format!("dmsetup create wrenn-ghost --uuid WRENN-{tag}-ghost --table '0 8 zero'"));
+        Box::new(move || drop(run("dmsetup remove wrenn-ghost")))
+    });
+    planted(host, "a node of no device", || made("/dev/mapper/wrenn-nothing".into()));
+    planted(host, "nobody's: loop device of", || {
+        let file = host.root().join("images/minimal/rootfs.ext4.copy");
+        fs::write(&file, vec![0; 4096]).expect("written");
+        let device = run(&format!("losetup --find --show {}", file.display()));
+        Box::new(move || {
+            run(&format!("losetup --detach {device}"));
+            fs::remove_file(file).expect("removed");
+        })
+    });
+    planted(host, "nobody's: mount on", || {
+        let dir = host.roots().run().join("locks");
+        run(&format!("mount -t tmpfs none {}", dir.display()));
+        Box::new(move || drop(run(&format!("umount {}", dir.display()))))
+    });
+    planted(host, "guests have no way out", || {
+        let rules = run("nft list table ip wrenn");
+        run("nft delete table ip wrenn");
+        let file = host.roots().dir().join("rules");
+        fs::write(&file, rules).expect("written");
+        Box::new(move || drop(run(&format!("nft -f {}", file.display()))))
+    });
+    sandbox.pause();
+    assert_eq!(host.faults(), [""; 0], "paused");
+    let cow = fs::canonicalize(self::sandbox(host, "mapped", "pause")).expect("a pause").join("rootfs.cow");
+    planted(host, "no exception store that is valid", || {
+        // The kernel marks an overflown or failed one so.
+        replaced(&cow, |bytes| bytes[4] = 0)
+    });
 }
