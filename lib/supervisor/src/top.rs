@@ -7,7 +7,7 @@ use store::Sandboxes;
 use wire::{Call, Document, Error, Host, Id, Kind, Reply, Value};
 
 use crate::sample::{self, Sample};
-use crate::watch;
+use crate::{columns, watch};
 
 /// Seconds.
 const INTERVAL: f64 = 2.0;
@@ -78,21 +78,7 @@ fn render(before: &[Row], now: &[Row]) -> String {
         let earlier = before.iter().find(|other| other.sample.id == row.sample.id);
         lines.push(cells(row, earlier.map(|row| &row.sample)));
     }
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let widths: [usize; COLUMNS.len()] = std::array::from_fn(width);
-    let mut text = String::new();
-    for line in &lines {
-        for (column, cell) in line.iter().enumerate() {
-            let width = widths[column];
-            // Names to the left, numbers to the right.
-            let padded = if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
-            text.push_str(&padded);
-            text.push_str("  ");
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-    }
-    text
+    columns::render(&lines, 2)
 }
 
 fn cells(row: &Row, before: Option<&Sample>) -> [String; COLUMNS.len()] {
