@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use snap::pack::{Kind, Mode, Pack, pack};
@@ -153,13 +153,12 @@ impl Bench {
         self.case(name, &|path| make(self, path), &ways);
     }
 
-    /// `cat raw | wrenn-snap pack raw=-`, in one process.
+    /// `cat raw | wrenn-snap pack raw=-`.
     fn pack_pipe(&self, raw: &Path) {
-        let (reader, mut writer) = std::io::pipe().expect("a pipe");
-        std::thread::scope(|scope| {
-            scope.spawn(move || std::io::copy(&mut File::open(raw).unwrap(), &mut writer).unwrap());
-            self.pack(Raw::Pipe(reader.into()), Kind::Full, Mode::Auto, None, "packed");
-        });
+        let mut cat = Command::new("cat").arg(raw).stdout(Stdio::piped()).spawn().expect("cat");
+        let pipe = cat.stdout.take().expect("its stdout");
+        self.pack(Raw::Pipe(pipe.into()), Kind::Full, Mode::Auto, None, "packed");
+        assert!(cat.wait().expect("cat").success());
     }
 
     fn parent(&self) -> PathBuf {
