@@ -112,36 +112,40 @@ fn files_go_in_and_come_out_byte_for_byte() {
     assert_eq!(std::fs::read(path("back")).expect("the copy"), bytes);
 }
 
-/// An agent that answers one request with whatever `answer` makes of it, or with 204 and no body, as e2b's does.
-fn one_answer(
-    answer: impl FnOnce(Value) -> Option<Value> + Send + 'static,
+/// An agent that answers so many requests with whatever `answer` makes of them, or with 204 and no body, as e2b's does.
+fn answering(
+    requests: u32,
+    mut answer: impl FnMut(Value) -> Option<Value> + Send + 'static,
 ) -> (String, std::thread::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("guest.url=http://{}", listener.local_addr().expect("its address"));
     let served = std::thread::spawn(move || {
-        let (stream, _) = listener.accept().expect("a connection");
-        let mut reader = BufReader::new(&stream);
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).expect("a head");
-            if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = text.trim().parse().expect("a length");
+        for _ in 0..requests {
+            let (stream, _) = listener.accept().expect("a connection");
+            let mut reader = BufReader::new(&stream);
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).expect("a head");
+                if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = text.trim().parse().expect("a length");
+                }
+                if line == "\r\n" {
+                    break;
+                }
             }
-            if line == "\r\n" {
-                break;
-            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).expect("a body");
+            let head = match answer(serde_json::from_slice(&body).expect("JSON")) {
+                None => "204 No Content\r\nConnection: close\r\n\r\n".to_owned(),
+                Some(body) => {
+                    let body = body.to_string();
+                    let length = body.len();
+                    format!("200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+                }
+            };
+            (&stream).write_all(format!("HTTP/1.1 {head}").as_bytes()).expect("sent");
         }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).expect("a body");
-        let reply = match answer(serde_json::from_slice(&body).expect("JSON")) {
-            None => "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
-            Some(body) => {
-                let body = body.to_string();
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-            }
-        };
-        (&stream).write_all(reply.as_bytes()).expect("sent");
     });
     (url, served)
 }
@@ -167,7 +171,7 @@ fn a_copy_that_does_not_confirm_who_it_is_is_refused_and_any_other_guest_is_not(
     let roots = Roots::new();
     for confirm in [true, false] {
         for (part, change) in wrong {
-            let (url, served) = one_answer(move |asked| {
+            let (url, served) = answering(1, move |asked| {
                 change.map(|change| {
                     let mut told = confirmed(&asked);
                     change(&mut told);
@@ -191,11 +195,29 @@ fn a_copy_that_does_not_confirm_who_it_is_is_refused_and_any_other_guest_is_not(
 }
 
 #[test]
+fn a_guest_that_hears_the_time_too_late_is_told_again() {
+    let roots = Roots::new();
+    for (slow, requests) in [(1, 2), (u32::MAX, 5)] {
+        let mut asked_before = 0;
+        let (url, served) = answering(requests, move |asked| {
+            asked_before += 1;
+            if asked_before <= slow {
+                // The clock is set to the time of the asking, and that was a while ago.
+                std::thread::sleep(std::time::Duration::from_millis(700));
+            }
+            Some(confirmed(&asked))
+        });
+        roots.program("wrenn-guest").args(["init", &url, "id=copy", "--confirm"]).run().success();
+        served.join().expect("asked so often");
+    }
+}
+
+#[test]
 fn a_machine_id_is_fresh_unless_the_document_has_one() {
     let roots = Roots::new();
     let init = |args: &[&str]| {
         let (sender, receiver) = std::sync::mpsc::channel();
-        let (url, served) = one_answer(move |asked| {
+        let (url, served) = answering(1, move |asked| {
             let told = confirmed(&asked);
             sender.send(asked).expect("a listener");
             Some(told)

@@ -8,8 +8,10 @@ use wire::{Document, Map, Value};
 
 use crate::Error;
 
-/// How far the guest's clock may be from this host's while the agent answers, milliseconds.
-const CLOCK_BOUND_MS: u64 = 1000;
+/// How far the guest's clock may be from this host's when the agent has answered, milliseconds.
+const CLOCK_BOUND_MS: u64 = 2000;
+/// As far behind as this it is better told again.
+const CLOCK_LATE_MS: u64 = 500;
 
 /// Who the guest is to be.
 pub(crate) struct Identity {
@@ -50,6 +52,13 @@ impl Identity {
         Ok(now)
     }
 
+    /// Whether the clock is behind because the request took its time, as the first one to a guest may whose memory is still
+    /// coming: then it is better asked again.
+    pub fn is_late(&self, answer: &Value, answered_ms: u64) -> bool {
+        let late = self.asked_ms.saturating_sub(CLOCK_LATE_MS)..answered_ms.saturating_sub(CLOCK_LATE_MS);
+        clock(answer).is_some_and(|clock| late.contains(&clock))
+    }
+
     /// What of it the agent's answer, which came by then, does not confirm. An answer without a body, as e2b's agent gives
     /// it, confirms nothing.
     pub fn unconfirmed(&self, answer: &Value, answered_ms: u64) -> Vec<String> {
@@ -62,9 +71,8 @@ impl Identity {
                 wrong.push(format!("{name} is {:.80}, not {wanted:?}", told(name).to_string()));
             }
         }
-        let near = self.asked_ms.saturating_sub(CLOCK_BOUND_MS)..=answered_ms + CLOCK_BOUND_MS;
-        let clock = told("clock").as_str().and_then(wire::parse_timestamp);
-        if !clock.is_some_and(|clock| near.contains(&clock)) {
+        let near = answered_ms.saturating_sub(CLOCK_BOUND_MS)..=answered_ms + CLOCK_BOUND_MS;
+        if !clock(answer).is_some_and(|clock| near.contains(&clock)) {
             wrong.push(format!("clock is {:.80}", told("clock").to_string()));
         }
         if told("reseeded") != &Value::Bool(true) {
@@ -72,6 +80,11 @@ impl Identity {
         }
         wrong
     }
+}
+
+/// What the agent says its clock is, milliseconds since 1970.
+fn clock(answer: &Value) -> Option<u64> {
+    wire::parse_timestamp(answer.get("clock")?.as_str()?)
 }
 
 fn entropy() -> Result<[u8; 32], Error> {
