@@ -76,7 +76,7 @@ impl Roots {
     pub fn program(&self, name: &str) -> Program {
         let mut command = Command::new(path(name));
         command.env("WRENN_ROOT", self.root()).env("WRENN_RUN", self.run());
-        Program { name: name.to_owned(), command, stdin: Vec::new(), limit: LIMIT }
+        Program { name: name.to_owned(), command, stdin: Vec::new(), limit: limit() }
     }
 }
 
@@ -138,7 +138,7 @@ impl Program {
     /// Runs it to its end **and to the end of both its pipes**: what it leaves running must hold neither.
     ///
     /// # Panics
-    /// When it cannot be started, or is not done after [`LIMIT`].
+    /// When it cannot be started, or is not done after [`LIMIT`] (`WRENN_TEST_LIMIT_S` asks for another, in seconds).
     pub fn run(mut self) -> Output {
         let args: Vec<_> = self.command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let line = format!("{} {}", self.name, args.join(" "));
@@ -155,7 +155,7 @@ impl Program {
         let out = stdout.recv_timeout(left());
         let err = stderr.recv_timeout(left());
         if out.is_err() || err.is_err() {
-            give_up(&line, &mut child);
+            give_up(&line, &mut child, self.limit);
         }
         let status = child.wait().unwrap_or_else(|error| panic!("{line}: {error}"));
         let stderr = String::from_utf8_lossy(&err.unwrap_or_default()).into_owned();
@@ -178,6 +178,11 @@ impl Program {
     }
 }
 
+fn limit() -> Duration {
+    let asked = std::env::var("WRENN_TEST_LIMIT_S").ok();
+    asked.map_or(LIMIT, |text| Duration::from_secs(text.parse().expect("WRENN_TEST_LIMIT_S: a number")))
+}
+
 fn reader(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -188,12 +193,12 @@ fn reader(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-fn give_up(line: &str, child: &mut Child) -> ! {
+fn give_up(line: &str, child: &mut Child, limit: Duration) -> ! {
     let ended = child.try_wait().ok().flatten();
     let _ = child.kill();
     match ended {
         Some(status) => panic!("{line}: ended ({status}), but something it left running holds its pipes"),
-        None => panic!("{line}: did not end in {LIMIT:?}"),
+        None => panic!("{line}: did not end in {limit:?}"),
     }
 }
 
