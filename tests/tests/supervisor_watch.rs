@@ -527,4 +527,5 @@ fn top_draws_as_many_tables_as_it_is_asked_to() {
         assert!(cells[3].ends_with('M'), "{text}");
     }
     host.wrenn(&["top", "--interval", "0"]).run().status_is(2);
+    host.wrenn(&["top", "--count", "0"]).run().status_is(2);
 }

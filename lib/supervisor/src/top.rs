@@ -20,6 +20,9 @@ const COLUMNS: [&str; 9] = ["ID", "TEMPLATE", "CPU%", "RESIDENT", "LAZY", "COW%"
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let interval = watch::interval(call.document.find("interval")?.unwrap_or(INTERVAL))?;
     let count: Option<u64> = call.document.find("count")?;
+    if count == Some(0) {
+        return Err(Error::field("count", "must be at least 1"));
+    }
     let mut out = std::io::stdout();
     let clear = if out.is_terminal() { CLEAR } else { "" };
     // Rates need a moment to compare with.

@@ -74,10 +74,7 @@ pub static ROUTES: &[Route] = &[
             "Boot a sandbox, or wake one from a snapshot.",
         )
     },
-    Route {
-        hidden: &["json", "table"],
-        ..route("GET", "/v1/sandboxes", "listSandboxes", "ls", "All sandboxes.")
-    },
+    Route { hidden: &["json"], ..route("GET", "/v1/sandboxes", "listSandboxes", "ls", "All sandboxes.") },
     route("GET", "/v1/sandboxes/{id}", "getSandbox", "get", "A sandbox's document."),
     route("DELETE", "/v1/sandboxes/{id}", "removeSandbox", "rm", "Remove everything of a sandbox."),
     route("POST", "/v1/sandboxes/{id}/pause", "pauseSandbox", "pause", "Freeze a sandbox to disk."),

@@ -5,7 +5,8 @@ use wire::{Field, Input, LockOf, Type, Verb};
 /// `wrenn watch`.
 pub const WATCH: Verb = Verb {
     fields: &[
-        Field::may("interval", Type::Number, "seconds between samples (default 10)").flag("interval"),
+        Field::may("interval", Type::Number, "seconds between samples, 0.1 to 86400 (default 10)")
+            .flag("interval"),
         Field::may("metrics", Type::Path, "file for Prometheus, replaced with every round of samples")
             .flag("metrics"),
         Field::may("once", Type::Bool, "do what is due, take one round of samples and end").flag("once"),
@@ -29,9 +30,14 @@ pub const WATCH: Verb = Verb {
 /// `wrenn top`.
 pub const TOP: Verb = Verb {
     fields: &[
-        Field::may("interval", Type::Number, "seconds between two tables (default 2)").flag("interval"),
-        Field::may("count", Type::Integer, "so many tables, then the end (default: until it is interrupted)")
-            .flag("count"),
+        Field::may("interval", Type::Number, "seconds between two tables, 0.1 to 86400 (default 2)")
+            .flag("interval"),
+        Field::may(
+            "count",
+            Type::Integer,
+            "so many tables, at least 1, then the end (default: until it is interrupted)",
+        )
+        .flag("count"),
     ],
     example: "wrenn top --count 1",
     input: Input::None,
