@@ -23,8 +23,9 @@ use crate::runfiles::{Base, Console, RUN, RunFiles, remove};
 use crate::section::{State, process_fields};
 use crate::{Error, WORKDIR, child, owner};
 
-/// From the start of the program to its socket. Firecracker takes 2 ms; under emulation, half a second.
-const READY: Duration = Duration::from_secs(15);
+/// From the start of the program to its socket. Firecracker takes 2 ms; under emulation half a second, times all that start
+/// beside it.
+const READY: Duration = Duration::from_secs(30);
 
 /// A VMM that was just started.
 pub(crate) struct Started {

@@ -22,7 +22,9 @@ use saved::Saved;
 
 /// A call that only configures answers within milliseconds; under emulation, within seconds.
 const SHORT: Duration = Duration::from_secs(30);
-/// A pause waits up to 30 s for the disk, and for its vCPUs without a limit of its own. A boot starts them.
+/// A boot reads the kernel, a load the state. Both share the host with all that start beside them.
+const START: Duration = Duration::from_secs(120);
+/// A pause waits up to 30 s for the disk, and for its vCPUs without a limit of its own.
 const PAUSE: Duration = Duration::from_secs(60);
 /// A dump writes all of memory, however slow the disk; so does a load read it that is not lazy.
 const DUMP: Duration = Duration::from_secs(900);
@@ -96,7 +98,7 @@ impl Driver for CloudHypervisor {
     fn boot(&self, api: &mut Api, machine: &Machine) -> Result<(), Error> {
         self.check_version(api)?;
         put(api, "take the machine", "vm.create", Some(configuration(machine)), SHORT)?;
-        put(api, "boot", "vm.boot", None, PAUSE)
+        put(api, "boot", "vm.boot", None, START)
     }
 
     fn load(&self, api: &mut Api, load: &Load, root: &Path) -> Result<(), Error> {
@@ -110,7 +112,7 @@ impl Driver for CloudHypervisor {
         for (name, target) in [(STATE, load.dir.file(STATE)), (MEMORY, load.memory.0.file(&load.memory.1))] {
             symlink(target, ours.join(name)).map_err(Error::io("link", ours.join(name)))?;
         }
-        let (mode, limit) = if load.lazy { ("OnDemand", PAUSE) } else { ("Copy", DUMP) };
+        let (mode, limit) = if load.lazy { ("OnDemand", START) } else { ("Copy", DUMP) };
         let body = json!({"source_url": url(&dir), "memory_restore_mode": mode});
         put(api, "load the snapshot", "vm.restore", Some(body), limit)
     }

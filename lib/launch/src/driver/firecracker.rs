@@ -15,8 +15,9 @@ use crate::section::State;
 const SHORT: Duration = Duration::from_secs(30);
 /// A pause waits up to 30 s for each vCPU by itself.
 const PAUSE: Duration = Duration::from_secs(60);
-/// A load waits for the page server without a limit of its own.
-const LOAD: Duration = Duration::from_secs(60);
+/// A load waits for the page server without a limit of its own; a boot reads the kernel. Both share the host with all that
+/// start beside them.
+const START: Duration = Duration::from_secs(120);
 /// A dump writes and syncs all of memory, however slow the disk.
 const DUMP: Duration = Duration::from_secs(900);
 
@@ -122,7 +123,8 @@ impl Driver for Firecracker {
             json!({"amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": STATISTICS_S}),
         )?;
         put(api, "take the entropy device", "/entropy", json!({}))?;
-        put(api, "boot", "/actions", json!({"action_type": "InstanceStart"}))
+        let body = Some(json!({"action_type": "InstanceStart"}));
+        api.call(Request::new("boot", "PUT", "/actions", body, START)).map(drop)
     }
 
     fn load(&self, api: &mut Api, load: &Load, _: &Path) -> Result<(), Error> {
@@ -136,7 +138,7 @@ impl Driver for Firecracker {
             "track_dirty_pages": true,
             "resume_vm": false,
         });
-        api.call(Request::new("load the snapshot", "PUT", "/snapshot/load", Some(body), LOAD)).map(drop)
+        api.call(Request::new("load the snapshot", "PUT", "/snapshot/load", Some(body), START)).map(drop)
     }
 
     fn state(&self, api: &mut Api) -> Result<State, Error> {
