@@ -100,6 +100,17 @@ fn a_command_that_takes_too_long_is_killed() {
 }
 
 #[test]
+fn a_command_whose_output_nobody_reads_is_ended() {
+    let agent = Agent::start();
+    let marker = format!("unread-{}", std::process::id());
+    let script = format!("while :; do echo {marker}; sleep 0.01; done");
+    assert_eq!(agent.guest("exec", &["--json", "--", "sh", "-c", &script]).run_unread(), Some(8));
+    let pattern = format!("^sh -c .*{marker}");
+    let left = agent.run("exec", &["--", "pgrep", "-f", &pattern]).success().reply();
+    assert_eq!(left["exec"]["stdout"], "", "it must not run on");
+}
+
+#[test]
 fn files_go_in_and_come_out_byte_for_byte() {
     let agent = Agent::start();
     let path = |name: &str| agent.roots.dir().join(name).to_string_lossy().into_owned();

@@ -183,6 +183,11 @@ impl Running {
         }
     }
 
+    /// Ends the command because nobody reads its output, as a broken pipe would.
+    pub fn give_up(&self) {
+        self.end("SIGNAL_SIGTERM");
+    }
+
     /// Ends the command and waits a little until it has ended. Best effort: the caller is about to report why.
     fn end(&self, signal: &str) {
         self.signal(signal);
@@ -360,7 +365,7 @@ fn events(
             code = end.exit_code;
         }
         let (name, fields) = event_json(&event);
-        emit(name, fields)?;
+        emit(name, fields).inspect_err(|_| running.give_up())?;
     }
     Ok(code)
 }

@@ -34,12 +34,13 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
             Event::End(end) => status = end.exit_code.clamp(0, 255) as u8,
             _ => {}
         }
-        if json {
+        let passed = if json {
             let (name, fields) = event_json(&event);
-            call.emit(name, fields)?;
+            call.emit(name, fields)
         } else {
-            pass_on(&event)?;
-        }
+            pass_on(&event)
+        };
+        passed.inspect_err(|_| running.give_up())?;
     }
     Ok(Reply::Streamed(status))
 }
