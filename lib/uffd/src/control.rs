@@ -1,13 +1,10 @@
 //! The control socket: one line of JSON asks, one line answers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 use sys::process::Process;
 
@@ -133,16 +130,18 @@ pub(crate) struct Client {
 impl Client {
     /// Connects, without waiting for a server that takes no connections. `None` when nobody listens there, or it does not.
     pub fn connect_at_once(control: &Path) -> Result<Option<Self>, Error> {
-        let failed = |errno: Errno| Error::io("connect to", control)(errno.into());
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
-        match connect(fd.as_raw_fd(), &UnixAddr::new(control).map_err(failed)?) {
-            Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EAGAIN) => return Ok(None),
-            done => done.map_err(failed)?,
+        match sys::listener::connect(control, Duration::ZERO) {
+            Ok(stream) => Self::of(stream, control),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("connect to", control)(error)),
         }
-        let stream = UnixStream::from(fd);
-        stream.set_nonblocking(false).map_err(Error::io("connect to", control))?;
-        Self::of(stream, control)
     }
 
     /// Connects. `None` when nobody listens there.
