@@ -77,25 +77,25 @@ fn age(inventory: &Inventory, id: &Id) -> Duration {
 /// # Errors
 /// What device-mapper said.
 pub fn wake_one(host: &Host, id: &Id) -> Result<(), Error> {
-    let owner = owner_of(host, id);
-    match device::find(&owner)? {
-        Some((mapper, device)) if device.suspended && device.has_table => {
-            log::warn!("resuming the device {}, which was left suspended", device.name);
-            mapper.resume(&owner.uuid()).map_err(Error::device("resume", &device.name))
-        }
-        _ => Ok(()),
+    match device::find(&owner_of(host, id))? {
+        Some((_, device)) => go_on(&device, host, id),
+        None => Ok(()),
     }
 }
 
-/// A device that a flatten left suspended when it was killed would keep its guest waiting for ever.
+/// The same for all that an inventory has of a sandbox.
 fn wake(inventory: &Inventory, host: &Host, id: &Id) -> Result<(), Error> {
-    let suspended = |device: &sys::dm::Device| device.suspended && device.has_table;
-    for mapped in inventory.devices.iter().filter(|mapped| mapped.id == *id && suspended(&mapped.device)) {
-        let owner = owner_of(host, id);
-        log::warn!("resuming the device {}, which was left suspended", mapped.device.name);
-        device::mapper()?.resume(&owner.uuid()).map_err(Error::device("resume", &mapped.device.name))?;
+    let mut devices = inventory.devices.iter().filter(|mapped| mapped.id == *id);
+    devices.try_for_each(|mapped| go_on(&mapped.device, host, id))
+}
+
+/// A device that a flatten left suspended when it was killed would keep its guest waiting for ever.
+fn go_on(device: &sys::dm::Device, host: &Host, id: &Id) -> Result<(), Error> {
+    if !(device.suspended && device.has_table) {
+        return Ok(());
     }
-    Ok(())
+    log::warn!("resuming the device {}, which was left suspended", device.name);
+    device::mapper()?.resume(&owner_of(host, id).uuid()).map_err(Error::device("resume", &device.name))
 }
 
 /// Removes all that a sandbox has: first what uses, then what is used.
