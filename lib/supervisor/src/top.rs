@@ -1,7 +1,7 @@
 //! `wrenn top`: what the running sandboxes use, as a table that is drawn again and again.
 
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use store::Sandboxes;
 use wire::{Call, Document, Error, Host, Id, Kind, Reply, Value};
@@ -68,8 +68,7 @@ fn running(host: &Host) -> Result<Vec<Row>, Error> {
 /// Waits for one interval. `false` when a signal says to stop.
 fn wait(interval: Duration) -> Result<bool, Error> {
     let Some(signals) = sys::signals::fd() else { return Ok(true) };
-    let until = Instant::now() + interval;
-    let told = sys::process::readable(&signals, until.saturating_duration_since(Instant::now()));
+    let told = sys::process::readable(&signals, interval);
     let failed = |error| Error::new(Kind::of_io(&error), "watch.kernel", "cannot wait").detail(error);
     told.map(|told| !told).map_err(failed)
 }
@@ -120,6 +119,8 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use net::Traffic;
 
     use super::*;

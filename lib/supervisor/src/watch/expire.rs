@@ -9,6 +9,11 @@ use crate::{pause, rm, sample};
 /// When the watch began to pause the sandbox. With `pause.at` it says, in one document and across any crash, that it did.
 pub const MARK: &str = "expired_at";
 
+/// Whether a sandbox is removed rather than paused when its time is over.
+pub fn destroys(document: &Document) -> bool {
+    document.get("spec.on_expiry").is_some_and(|word| word == "destroy")
+}
+
 /// Pauses a running sandbox, or removes it if `spec.on_expiry` says so, unless it was used since `seen`. `tell` is called
 /// when it was not.
 pub fn expire(sandbox: &mut Sandbox, seen: &Document, tell: impl FnOnce()) -> Outcome {
@@ -17,7 +22,7 @@ pub fn expire(sandbox: &mut Sandbox, seen: &Document, tell: impl FnOnce()) -> Ou
         Ok(false) => return Outcome::Active,
         Err(error) => return Outcome::NotExpired(error),
     }
-    let destroys = sandbox.document.get("spec.on_expiry").is_some_and(|word| word == "destroy");
+    let destroys = destroys(&sandbox.document);
     let done = if destroys { rm::remove(sandbox) } else { pause(sandbox) };
     match done {
         Ok(()) if destroys => Outcome::Removed,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use store::Sandboxes;
 use wire::{Call, Document, Error, Id, Value, json};
 
+use super::expire;
 use super::eyes::{Eyes, Seen};
 use super::life::{Life, Which};
 use super::metrics::Metrics;
@@ -87,10 +88,6 @@ impl Entry {
     fn used(&mut self) {
         self.life.iter_mut().for_each(|life| life.idle.end());
         self.retry = Retry::default();
-    }
-
-    fn destroys(&self) -> bool {
-        self.document.get("spec.on_expiry").is_some_and(|word| word == "destroy")
     }
 }
 
@@ -310,7 +307,7 @@ impl<'a, 'b> Watch<'a, 'b> {
             }
             Outcome::NotExpired(error) => {
                 entry.retry.failed(self.interval);
-                let (attempt, destroys) = (entry.retry.attempts, entry.destroys());
+                let (attempt, destroys) = (entry.retry.attempts, expire::destroys(&entry.document));
                 let event = if destroys { "remove_failed" } else { "pause_failed" };
                 let error = error.to_json("wrenn", "watch");
                 self.emit(event, json!({"id": id.as_str(), "attempt": attempt, "error": error}))
