@@ -9,6 +9,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+/// How long a killed process may take to end. It runs in the kernel alone by then, yet must get its turn: with fifty VMs
+/// on one emulated processor more than ten seconds.
+const KILLED: Duration = Duration::from_secs(60);
+
 /// One process, for as long as the host is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -111,7 +115,7 @@ impl Process {
     /// Ends the process: SIGTERM, then SIGKILL once `grace` is over. Gone already is success.
     ///
     /// # Errors
-    /// `TimedOut` when it is still there ten seconds after SIGKILL; otherwise what the kernel said.
+    /// `TimedOut` when it is still there a minute after SIGKILL; otherwise what the kernel said.
     pub fn end(&self, grace: Duration) -> io::Result<()> {
         if !grace.is_zero() {
             self.signal(Signal::SIGTERM)?;
@@ -120,7 +124,7 @@ impl Process {
             }
         }
         self.signal(Signal::SIGKILL)?;
-        if self.wait(Duration::from_secs(10))? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+        if self.wait(KILLED)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
