@@ -290,6 +290,7 @@ const REFUSALS: &[Refusal] = &[
     ("wrenn-snap", "inspect", &[("dir=", "dir")]),
     ("wrenn-snap", "verify", &[("dir:=null", "dir")]),
     ("wrenn-uffd", "serve", &[("source:=7", "source")]),
+    ("wrenn-uffd", "report", &[("trace:=7", "trace")]),
     ("wrenn-cow", "create", &[("id=No_Such", "id")]),
     ("wrenn-cow", "restore", &[("id=No_Such", "id")]),
     ("wrenn-net", "create", &[("net.slot=seven", "slot")]),

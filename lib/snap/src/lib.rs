@@ -24,6 +24,7 @@ mod scan;
 mod spans;
 mod store;
 mod sums;
+pub mod svg;
 pub mod template;
 pub mod unpack;
 pub mod verify;

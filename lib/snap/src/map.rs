@@ -1,14 +1,13 @@
 //! `wrenn-snap map`: a picture of where every region of memory comes from.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::header::Header;
-use crate::{Error, Removed, directory, place};
+use crate::svg::{LINE, Svg};
+use crate::{Removed, directory, svg};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -39,18 +38,11 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 ///
 /// # Errors
 /// `not_found` when there is no snapshot, `corrupt` when its header is; what the kernel said.
-pub fn map(dir: &Path, svg: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
+pub fn map(dir: &Path, picture: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
     let header = directory::read_header(dir)?;
     let builds = directory::builds_by_age(dir, &header);
-    if svg.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(Error::field("svg", format!("{} is not a regular file", svg.display())).into());
-    }
-    let partial = place::Partial::create(svg)?;
     let working_set = directory::working_set(dir).unwrap_or_default();
-    (&partial.file)
-        .write_all(draw(&header, &builds, &working_set).as_bytes())
-        .map_err(Error::io("write", svg))?;
-    partial.replace(undo)?;
+    svg::write(picture, &draw(&header, &builds, &working_set), undo)?;
     Ok(builds.len() as u64)
 }
 
@@ -67,65 +59,42 @@ fn draw(header: &Header, builds: &[Uuid], working_set: &Removed) -> String {
     let rows = cells.div_ceil(COLUMNS);
     let legend = rows * CELL + 20;
     let lines = builds.len() as u64 + 1 + u64::from(!working_set.is_empty());
-    let (width, height) = (COLUMNS * CELL, legend + lines * 18);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"monospace\" font-size=\"12\">\n\
-         <title>{} MiB of memory, generation {}, build {}</title>\n",
-        header.size >> 20,
-        header.generation,
-        header.build
-    );
+    let Header { generation, build, .. } = header;
+    let title = format_args!("{} MiB of memory, generation {generation}, build {build}", header.size >> 20);
+    let mut svg = Svg::new(COLUMNS * CELL, legend + lines * LINE, title);
     let sources: Vec<Uuid> = (0..cells).map(|cell| source_of(header, cell, cells)).collect();
     for (row, sources) in sources.chunks(COLUMNS as usize).enumerate() {
         let mut column = 0;
         for run in sources.chunk_by(|one, other| one == other) {
-            let _ = writeln!(
-                svg,
-                "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{CELL}\" fill=\"{}\"/>",
-                column * CELL,
-                row as u64 * CELL,
-                run.len() as u64 * CELL,
-                colour(builds, run[0])
-            );
+            let place = (column * CELL, row as u64 * CELL);
+            svg.rect(place, (run.len() as u64 * CELL, CELL), colour(builds, run[0]));
             column += run.len() as u64;
         }
     }
     if !working_set.is_empty() {
-        draw_working_set(&mut svg, header, cells, working_set, legend + (lines - 1) * 18);
+        draw_working_set(&mut svg, header, cells, working_set, legend + (lines - 1) * LINE);
     }
     let entries = builds.iter().copied().chain([Uuid::nil()]);
     for (index, build) in entries.enumerate() {
-        let y = legend + index as u64 * 18;
+        let y = legend + index as u64 * LINE;
         let bytes: u64 = header.records.iter().filter(|r| r.build == build).map(|r| r.length).sum();
         let name = if build.is_nil() { "zeros".to_owned() } else { build.to_string() };
-        let _ = writeln!(
-            svg,
-            "<rect x=\"0\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"18\" y=\"{}\">{name} {} KiB</text>",
-            colour(builds, build),
-            y + 11,
-            bytes >> 10
-        );
+        svg.entry(0, y, colour(builds, build), format_args!("{name} {} KiB", bytes >> 10));
     }
-    svg.push_str("</svg>\n");
-    svg
+    svg.finish()
 }
 
 /// Marks the cells that a restore asks for first, and says so at `y`.
-fn draw_working_set(svg: &mut String, header: &Header, cells: u64, working_set: &Removed, y: u64) {
+fn draw_working_set(svg: &mut Svg, header: &Header, cells: u64, working_set: &Removed, y: u64) {
     let marked = |cell: &u64| {
         working_set.clipped(edge(header, *cell, cells)..edge(header, cell + 1, cells)).next().is_some()
     };
     for cell in (0..cells).filter(marked) {
         let (x, y) = (cell % COLUMNS * CELL + CELL / 2, cell / COLUMNS * CELL + CELL / 2);
-        let _ = writeln!(svg, "<circle cx=\"{x}\" cy=\"{y}\" r=\"1.5\"/>");
+        svg.circle(x, y, "1.5");
     }
-    let _ = writeln!(
-        svg,
-        "<circle cx=\"6\" cy=\"{}\" r=\"3\"/><text x=\"18\" y=\"{}\">working set {} KiB</text>",
-        y + 6,
-        y + 11,
-        working_set.bytes() >> 10
-    );
+    svg.circle(6, y + 6, 3);
+    svg.text(18, y + 11, "start", format_args!("working set {} KiB", working_set.bytes() >> 10));
 }
 
 /// Where a cell begins in memory.

@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub paths: Paths,
     pub prefetch: Prefetch,
     pub record: bool,
+    /// Where to write down what happens.
+    pub trace: Option<PathBuf>,
 }
 
 /// The server's files.
@@ -139,6 +141,7 @@ impl Config {
             paths: Paths::of(call)?,
             prefetch,
             record: fields.find("record")?.unwrap_or(false),
+            trace: fields.find("trace")?,
         };
         match config.record && config.source.dir().is_none() {
             true => Err(Error::field(
@@ -157,7 +160,7 @@ impl Config {
         };
         let Paths { socket, control, removed, log, own } = &self.paths;
         json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
-               "own": own, "prefetch": self.prefetch.word(), "record": self.record})
+               "own": own, "prefetch": self.prefetch.word(), "record": self.record, "trace": self.trace})
     }
 
     /// From that word.
@@ -177,7 +180,9 @@ impl Config {
         };
         let word: String = document.need("prefetch")?;
         let prefetch = Prefetch::from_word(&word).ok_or_else(|| Error::field("prefetch", &word))?;
-        Ok(Self { source, paths, prefetch, record: document.need("record")? })
+        let trace = document.get("trace").filter(|trace| !trace.is_null());
+        let trace = trace.map(|_| document.need("trace")).transpose()?;
+        Ok(Self { source, paths, prefetch, record: document.need("record")?, trace })
     }
 }
 
@@ -196,8 +201,11 @@ mod tests {
                 control,
                 own: true,
             };
-            let config = Config { source, paths, prefetch: Prefetch::Recorded, record: true };
-            assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
+            for trace in [None, Some("/run/x/a trace".into())] {
+                let (source, paths) = (source.clone(), paths.clone());
+                let config = Config { source, paths, prefetch: Prefetch::Recorded, record: true, trace };
+                assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
+            }
         }
     }
 }

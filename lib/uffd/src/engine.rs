@@ -4,6 +4,7 @@
 //! Nothing here waits. The caller polls, and calls [`Engine::drain`], [`Engine::serve`] and [`Engine::prefetch`].
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,12 @@ use crate::ahead::Ahead;
 use crate::area::{Area, Fill, Limit, Scratch};
 use crate::bits::Bits;
 use crate::prefetch::{Plan, Target};
+use crate::seen::{Counts, Fault, Seen};
+use crate::trace::{self, Header, Kind, Writer};
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
 
-/// A demand fault fills one page of the image, whatever lies around it.
+/// A demand fault fills one page of the image.
 const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
 
 const ENOMEM: i32 = Errno::ENOMEM as i32;
@@ -37,28 +40,28 @@ pub struct Engine {
     image: Arc<Image>,
     areas: Vec<Area>,
     events: Events,
-    faults: VecDeque<u64>,
+    faults: VecDeque<Fault>,
     ahead: Ahead,
     plan: Plan,
     recorder: Option<Recorder>,
     scratch: Scratch,
-    counts: Counts,
+    seen: Seen,
     /// What happened that cannot be followed.
     refused: Option<&'static str>,
     short_of_memory: Option<Instant>,
 }
 
-/// What a server has done so far. Pages are those of the region they lie in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Page faults read.
-    pub faults: u64,
-    /// Pages filled from the image.
-    pub copied: u64,
-    /// Pages filled with zeros.
-    pub zeroed: u64,
-    /// Of these two, those that nobody waited for.
-    pub prefetched: u64,
+/// What a request to fill pages came to.
+struct Came {
+    step: Step,
+    kind: Kind,
+    pages: u64,
+}
+
+impl Came {
+    fn nowhere(step: Step) -> Self {
+        Self { step, kind: Kind::Exists, pages: 0 }
+    }
 }
 
 /// How a step ended.
@@ -95,7 +98,7 @@ impl Engine {
             plan: Plan::default(),
             recorder: None,
             scratch: Scratch::default(),
-            counts: Counts::default(),
+            seen: Seen::default(),
             refused: None,
             short_of_memory: None,
         })
@@ -136,14 +139,17 @@ impl Engine {
     /// # Errors
     /// What reading said.
     pub fn drain(&mut self) -> Result<(), Error> {
-        let Self { uffd, events, areas, faults, counts, refused, .. } = self;
+        let Self { uffd, events, areas, faults, seen, refused, .. } = self;
+        let mut read = None;
         uffd.drain(events, |event| match event {
-            Event::Fault { address, .. } => {
-                counts.faults += 1;
-                faults.push_back(address);
+            Event::Fault { address, write } => {
+                seen.counts.faults += 1;
+                // One look at the clock for all that one call read.
+                faults.push_back(Fault { address, write, read: *read.get_or_insert_with(Instant::now) });
             }
             Event::Remove { start, end } => areas.iter_mut().for_each(|area| {
                 let pages = area.pages_of(start, end);
+                seen.removed(area.offset_of(pages.start), (pages.end - pages.start) * area.region.page_size);
                 area.discard(pages);
             }),
             // It is the VMM's own doing that nobody can reach these pages any more.
@@ -165,13 +171,14 @@ impl Engine {
         if let Some(what) = self.refused {
             return Err(Error::Event { what: what.into() });
         }
-        while let Some(&address) = self.faults.front() {
+        while let Some(&fault) = self.faults.front() {
+            let address = fault.address;
             let place =
                 self.areas.iter().enumerate().find_map(|(index, area)| Some((index, area.page_of(address)?)));
             let Some((index, page)) = place else {
                 return Err(Error::Event { what: format!("faulted at {address:#x}, outside every region") });
             };
-            let step = match self.areas[index].settled.has(page) {
+            let came = match self.areas[index].settled.has(page) {
                 true => self.refill(index, page)?,
                 false => {
                     if let Some(recorder) = &mut self.recorder {
@@ -181,25 +188,26 @@ impl Engine {
                     self.fill(index, page..page + 1, ONE_PAGE)?
                 }
             };
-            match step {
+            match came.step {
                 Step::Done | Step::More => self.faults.pop_front(),
                 stopped => return Ok(stopped),
             };
+            let area = &self.areas[index];
+            self.seen.answered(&fault, came.kind, area.offset_of(page), came.pages * area.region.page_size);
         }
         Ok(Step::Done)
     }
 
     /// Fills a discarded page with zeros, and discarded ones that follow when somebody reads them in order. Those that are
     /// there again stop the kernel, and stay as they are.
-    fn refill(&mut self, index: usize, page: u64) -> Result<Step, Error> {
+    fn refill(&mut self, index: usize, page: u64) -> Result<Came, Error> {
         let area = &self.areas[index];
         let run = area.removed.next_outside(page).unwrap_or(area.region.pages());
         let end = run.min(page + self.ahead.pages(index, page)).max(page + 1);
         let limit = Limit { zeros: (end - page) * area.region.page_size, ..ONE_PAGE };
-        let before = self.counts.zeroed;
-        let step = self.fill(index, page..end, limit)?;
-        self.ahead.filled(index, page, (self.counts.zeroed - before).max(1));
-        Ok(step)
+        let came = self.fill(index, page..end, limit)?;
+        self.ahead.filled(index, page, came.pages.max(1));
+        Ok(came)
     }
 
     /// Loads the next pages of the plan, at most `data` bytes from the image. Call it only when no fault waits.
@@ -209,48 +217,63 @@ impl Engine {
     pub fn prefetch(&mut self, data: u64) -> Result<Step, Error> {
         // Zeros cost about a fiftieth of what copies do.
         let limit = Limit { data, zeros: data.saturating_mul(16) };
-        let Some(Target { area, pages }) = self.plan.next(&self.areas) else { return Ok(Step::Done) };
-        let before = self.counts.copied + self.counts.zeroed;
-        let step = self.fill(area, pages, limit)?;
-        self.counts.prefetched += self.counts.copied + self.counts.zeroed - before;
+        let Some(Target { area: index, pages, recorded }) = self.plan.next(&self.areas) else {
+            return Ok(Step::Done);
+        };
+        let (first, began) = (pages.start, self.seen.begin());
+        let came = self.fill(index, pages, limit)?;
+        if matches!(came.kind, Kind::Image | Kind::Zero) {
+            let (area, kind) = (&self.areas[index], if recorded { Kind::Replay } else { Kind::Prefetch });
+            self.seen.counts.prefetched += came.pages;
+            self.seen.loaded(began, kind, area.offset_of(first), came.pages * area.region.page_size);
+        }
         if self.short_of_memory.take().is_some() {
             // Nobody waits for these pages: leave the memory to who does.
             self.plan = Plan::default();
             return Ok(Step::Done);
         }
-        Ok(step)
+        Ok(came.step)
     }
 
     /// Fills some of these pages, from the first on, and marks what is there now.
-    fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Step, Error> {
-        let Self { uffd, image, areas, scratch, counts, .. } = self;
+    fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Came, Error> {
+        let Self { uffd, image, areas, scratch, seen, .. } = self;
         let area = &mut areas[index];
         let (first, page_size) = (pages.start, area.region.page_size);
         let Fill { filled, from_image } = area.fill(uffd, image, pages, limit, scratch);
-        let count = match filled {
+        let (count, kind) = match filled {
             Filled::Bytes(bytes) => {
                 let count = bytes as u64 / page_size;
-                *(if from_image { &mut counts.copied } else { &mut counts.zeroed }) += count;
-                // Settled and yet missing: discarded without a word, by a VMM that did not ask for these events.
-                if !from_image && area.settled.has(first) {
-                    area.discard(first..first + count);
-                }
-                count
+                let Counts { copied, copied_bytes, zeroed, zeroed_bytes, .. } = &mut seen.counts;
+                let (pages, all) = if from_image { (copied, copied_bytes) } else { (zeroed, zeroed_bytes) };
+                *pages += count;
+                *all += bytes as u64;
+                let kind = match (from_image, area.settled.has(first)) {
+                    (true, _) => Kind::Image,
+                    (false, false) => Kind::Zero,
+                    (false, true) => {
+                        // Settled and yet missing: maybe discarded without a word, by a VMM that did not ask for these
+                        // events.
+                        area.discard(first..first + count);
+                        Kind::Refill
+                    }
+                };
+                (count, kind)
             }
             Filled::Exists => {
                 let woken = uffd.wake(area.address_of(first), page_size);
                 woken.map_err(|source| Error::Fill { offset: area.offset_of(first), source })?;
-                1
+                (1, Kind::Exists)
             }
             // Nobody can touch it any more; the kernel has woken who waited.
-            Filled::Unmapped => 1,
-            Filled::Again => return Ok(Step::Again),
-            Filled::Gone => return Ok(Step::Gone),
-            Filled::Failed(source) => return self.not_filled(index, first, source),
+            Filled::Unmapped => (1, Kind::Unmapped),
+            Filled::Again => return Ok(Came::nowhere(Step::Again)),
+            Filled::Gone => return Ok(Came::nowhere(Step::Gone)),
+            Filled::Failed(source) => return self.not_filled(index, first, source).map(Came::nowhere),
         };
         area.settled.insert(first..first + count);
         self.short_of_memory = None;
-        Ok(Step::More)
+        Ok(Came { step: Step::More, kind, pages: count })
     }
 
     fn not_filled(&mut self, index: usize, page: u64, source: std::io::Error) -> Result<Step, Error> {
@@ -308,7 +331,27 @@ impl Engine {
 
     /// What was done so far.
     pub fn counts(&self) -> Counts {
-        self.counts
+        self.seen.counts
+    }
+
+    /// What was seen, as fields of `stats`.
+    pub(crate) fn seen(&mut self) -> serde_json::Value {
+        let mut fields = self.seen.fields();
+        let removed = self.areas.iter().map(|area| area.removed.count() * area.region.page_size);
+        fields["removed_bytes"] = removed.sum::<u64>().into();
+        fields
+    }
+
+    /// Writes down what happens from now on, when the VMM with this pid has just connected.
+    pub(crate) fn trace(&mut self, file: File, pid: i32) {
+        let regions = || self.areas.iter().map(|area| &area.region);
+        let header = Header {
+            size: regions().map(Region::offset_end).max().unwrap_or(0),
+            page_size: regions().map(|region| region.page_size).min().unwrap_or(1),
+            connected: trace::now(),
+            pid: pid as u32,
+        };
+        self.seen.trace(Writer::new(file, header));
     }
 
     /// How many pages the VMM has discarded so far.

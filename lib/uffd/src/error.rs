@@ -129,6 +129,14 @@ pub enum Error {
         /// Where this program lies.
         dir: PathBuf,
     },
+    /// A file is no trace.
+    #[error("{} is no trace: {fault}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::trace::TraceFault,
+    },
     /// Two of our processes do not understand each other.
     #[error("the page server answered with something else than expected: {what}")]
     Protocol {
@@ -156,7 +164,7 @@ impl Fault for Error {
             Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } => Kind::Conflict,
             Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
             Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
-            Self::ImageShort { .. } | Self::ImageLost { .. } => Kind::Corrupt,
+            Self::ImageShort { .. } | Self::ImageLost { .. } | Self::Trace { .. } => Kind::Corrupt,
             Self::NotRunning { .. } => Kind::NotFound,
             Self::NoProgram { .. } => Kind::Unsupported,
             Self::Died { .. } | Self::Protocol { .. } => Kind::Internal,
@@ -182,6 +190,7 @@ impl Fault for Error {
             Self::VmAlive { .. } => "uffd.vm_alive",
             Self::Died { .. } => "uffd.died",
             Self::NoProgram { .. } => "uffd.no_program",
+            Self::Trace { .. } => "uffd.trace",
             Self::Protocol { .. } => "uffd.protocol",
         }
     }

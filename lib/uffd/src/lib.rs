@@ -15,24 +15,30 @@ mod epochs;
 mod error;
 mod guardian;
 pub mod handshake;
+mod histogram;
 mod prefetch;
 mod region;
+mod report;
 mod role;
+mod seen;
 mod serve;
 mod server;
 mod service;
 mod socket;
 mod stats;
 mod stop;
+mod timeline;
+pub mod trace;
 mod wait;
 pub mod workingset;
 
 pub use ending::died;
-pub use engine::{Counts, Engine, Step};
+pub use engine::{Engine, Step};
 pub use error::Error;
 pub use prefetch::Prefetch;
 pub use region::{Region, RegionFault};
 pub use role::role;
+pub use seen::Counts;
 pub use stats::missing_bytes;
 use wire::{Field, LockOf, Tool, Type, Verb};
 
@@ -77,6 +83,11 @@ pub static TOOL: Tool = Tool {
                     "write the pages asked for in the first 3 s as the snapshot's working set (default false)",
                 ),
                 Field::may(
+                    "trace",
+                    Type::Path,
+                    "write every fault, discard and piece loaded ahead into this file, for report; at most 1 048 576 of them (default: none)",
+                ),
+                Field::may(
                     "detach",
                     Type::Bool,
                     "live on in the background and print the document (default false: print events)",
@@ -99,7 +110,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, complete",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",
@@ -116,5 +127,6 @@ pub static TOOL: Tool = Tool {
             example: "wrenn-uffd stop control=/tmp/uffd.ctl",
             ..Verb::new("stop", "end a server; one that is gone already is success", stop::run)
         },
+        report::VERB,
     ],
 };

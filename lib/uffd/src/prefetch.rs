@@ -47,6 +47,8 @@ pub(crate) struct Plan {
 pub(crate) struct Target {
     pub area: usize,
     pub pages: Range<u64>,
+    /// Whether a recording says so.
+    pub recorded: bool,
 }
 
 impl Plan {
@@ -64,7 +66,7 @@ impl Plan {
         while let Some(range) = self.recorded.front() {
             let target = areas.iter().enumerate().find_map(|(area, this)| {
                 let pages = this.unsettled(pages_of_image(this, range))?;
-                Some(Target { area, pages })
+                Some(Target { area, pages, recorded: true })
             });
             match target {
                 Some(target) => return Some(target),
@@ -75,7 +77,7 @@ impl Plan {
         while let Some(this) = areas.get(*area) {
             if let Some(pages) = this.unsettled(*page..this.region.pages()) {
                 *page = pages.start;
-                return Some(Target { area: *area, pages });
+                return Some(Target { area: *area, pages, recorded: false });
             }
             (*area, *page) = (*area + 1, 0);
         }

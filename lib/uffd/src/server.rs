@@ -22,7 +22,7 @@ use crate::service::Service;
 use crate::socket::{self, Listener};
 use crate::wait::{Rare, Ready, Waiter};
 use crate::workingset::replace;
-use crate::{Engine, Error};
+use crate::{Engine, Error, trace};
 
 /// How long a VMM that has connected may take to say the rest.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -35,6 +35,8 @@ pub(crate) struct Server {
     config: Config,
     /// Taken by the service when it begins.
     image: Option<Image>,
+    /// Where to write down what happens.
+    trace: Option<File>,
     /// Goes when a VMM is served: a second one is refused by the kernel rather than left waiting.
     listener: Option<Listener>,
     vmm: Vmm,
@@ -79,9 +81,10 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
         }
     };
     match start(&config, &mut guardian) {
-        Ok(Started { image, control, listener, waiter }) => Server {
+        Ok(Started { image, trace, control, listener, waiter }) => Server {
             config,
             image: Some(image),
+            trace,
             listener: Some(listener),
             vmm: Vmm::Awaited,
             control,
@@ -101,6 +104,7 @@ pub(crate) fn run(config: Config, events: File) -> ExitCode {
 /// What a server begins with.
 struct Started {
     image: Image,
+    trace: Option<File>,
     control: Listener,
     listener: Listener,
     waiter: Waiter,
@@ -112,6 +116,7 @@ fn start(config: &Config, guardian: &mut Guardian) -> Result<Started, wire::Erro
     let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
     let control = Listener::bind(&config.paths.control)?;
     let listener = Listener::bind(&config.paths.socket)?;
+    let trace = config.trace.as_deref().map(trace::Writer::create).transpose()?;
     // What an earlier server saw discarded says nothing about this one's VM.
     socket::remove(&config.paths.removed)?;
     let waiter = wait_for(&control, guardian).map_err(|source| Error::Events { source })?;
@@ -120,7 +125,7 @@ fn start(config: &Config, guardian: &mut Guardian) -> Result<Started, wire::Erro
         json!({"socket": config.paths.socket, "control": config.paths.control, "bytes": image.size(),
                "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}),
     );
-    Ok(Started { image, control, listener, waiter })
+    Ok(Started { image, trace, control, listener, waiter })
 }
 
 fn wait_for(control: &Listener, guardian: &Guardian) -> io::Result<Waiter> {
@@ -256,7 +261,10 @@ impl Server {
         let watched =
             self.waiter.add(&exit, Rare::Exit).and_then(|()| self.waiter.forget(&self.guardian.events));
         watched.map_err(|source| Error::Events { source })?;
-        let engine = Engine::new(uffd, image, regions)?;
+        let mut engine = Engine::new(uffd, image, regions)?;
+        if let Some(file) = self.trace.take() {
+            engine.trace(file, peer.pid);
+        }
         let mut fields = peer_fields(&peer);
         fields["regions"] = engine.regions().into();
         fields["bytes"] = engine.bytes().into();
@@ -327,8 +335,8 @@ impl Server {
         Ok(described)
     }
 
-    fn described(&self) -> Value {
-        let stats = match &self.vmm {
+    fn described(&mut self) -> Value {
+        let stats = match &mut self.vmm {
             Vmm::Awaited => json!({"state": "listening", "complete": false}),
             Vmm::Greeting(..) => json!({"state": "handshake", "complete": false}),
             Vmm::Served(service) => service.stats(),

@@ -188,12 +188,16 @@ impl Service {
     }
 
     /// What was done so far.
-    pub fn stats(&self) -> Value {
+    pub fn stats(&mut self) -> Value {
         let counts = self.engine.counts();
-        json!({"state": "serving", "peer_pid": self.peer.pid, "regions": self.engine.regions(),
+        let mut stats = json!({"state": "serving", "peer_pid": self.peer.pid, "regions": self.engine.regions(),
                "bytes": self.engine.bytes(), "faults": counts.faults, "copied": counts.copied,
                "zeroed": counts.zeroed, "prefetched": counts.prefetched, "removed": self.engine.removed_pages(),
-               "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0})
+               "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
+        if let (Value::Object(stats), Value::Object(seen)) = (&mut stats, self.engine.seen()) {
+            stats.extend(seen);
+        }
+        stats
     }
 }
 

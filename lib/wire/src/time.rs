@@ -6,7 +6,7 @@ const DAY_MS: u64 = 86_400_000;
 
 /// Now, as RFC 3339 in UTC with milliseconds.
 pub fn timestamp() -> String {
-    format(now_ms())
+    timestamp_at(now_ms())
 }
 
 /// Milliseconds since 1970.
@@ -15,7 +15,7 @@ pub fn now_ms() -> u64 {
 }
 
 /// Milliseconds since 1970 as RFC 3339. The civil date is Howard Hinnant's `civil_from_days`.
-fn format(ms: u64) -> String {
+pub fn timestamp_at(ms: u64) -> String {
     let (days, rest) = (ms / DAY_MS, ms % DAY_MS);
     let z = days + 719_468;
     let era = z / 146_097;
@@ -70,7 +70,7 @@ fn is_digits(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{format, parse_timestamp};
+    use super::{parse_timestamp, timestamp_at};
 
     #[test]
     fn timestamps_are_those_of_the_calendar() {
@@ -82,7 +82,7 @@ mod tests {
             (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(format(ms), text);
+            assert_eq!(timestamp_at(ms), text);
             assert_eq!(parse_timestamp(text), Some(ms), "{text}");
         }
     }
