@@ -101,7 +101,8 @@ impl Packing<'_> {
                 self.in_place(path, &file, &scanned, undo)?;
                 return Ok((scanned, How::InPlace));
             }
-            store::copy_stored(file, &scanned.runs, self.target, undo)?;
+            let partial = place::Partial::create(self.target)?;
+            store::copy_stored(file, &scanned.runs, partial, undo)?;
             return Ok((scanned, How::Little));
         }
         let Some(claimed) = store::claim(path, self.target, mode, undo)? else { return self.copy(undo) };
@@ -126,9 +127,18 @@ impl Packing<'_> {
         }
     }
 
-    /// Writes what is stored as it is read.
+    /// Writes what is stored as it is read; where files can share their data, it is shared afterwards and not written.
     fn copy(&self, undo: &mut Undo) -> Result<(Scanned, How), wire::Error> {
         let partial = place::Partial::create(self.target)?;
+        // A block of several pages may be put together from the raw file's and the parent's.
+        if let Input::File { file, .. } = &self.input
+            && self.block_size == crate::spans::PAGE
+            && place::shares(file, &partial.file).map_err(Error::io("write", self.target))?
+        {
+            let scanned = self.scan().run()?;
+            store::copy_stored(file, &scanned.runs, partial, undo)?;
+            return Ok((scanned, How::Copied));
+        }
         let append = Some(Append::new(&partial.file, self.target));
         let scanned = Scan { append, ..self.scan() }.run()?;
         partial.publish(undo)?;

@@ -49,7 +49,8 @@ pub struct Partial {
     /// Open for reading and writing.
     pub file: File,
     path: PathBuf,
-    target: PathBuf,
+    /// The name that it will have.
+    pub target: PathBuf,
     named: bool,
     /// Tells that it is being written, and not left over: see [`is_left_over`].
     _lock: Option<Flock<File>>,
@@ -233,6 +234,16 @@ pub fn copy_range(mut from: &File, start: u64, mut to: &File, at: u64, length: u
         copied if copied == length => Ok(()),
         _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// Whether copying from the one file to the other, which is empty and stays so, shares the data and moves none.
+///
+/// # Errors
+/// What the kernel said.
+pub fn shares(from: &File, to: &File) -> io::Result<bool> {
+    let shared = sys::sparse::clone_range(from, 0..crate::spans::PAGE, to, 0).is_ok();
+    to.set_len(0)?;
+    Ok(shared)
 }
 
 /// Makes a hole, where the file system can: elsewhere the space stays taken.

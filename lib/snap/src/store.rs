@@ -116,17 +116,21 @@ pub fn punch_at_commit(file: &File, path: &Path, runs: &[Run], undo: &mut Undo) 
     Ok(())
 }
 
-/// Copies what is stored of a raw file that was scanned into a new diff file, end to end.
+/// Copies what is stored of a raw file that was scanned into a new diff file, end to end; shared where it can be.
 ///
 /// # Errors
 /// What the kernel said; `timeout` when interrupted.
-pub fn copy_stored(raw: &File, runs: &[Run], target: &Path, undo: &mut Undo) -> Result<(), wire::Error> {
-    let partial = place::Partial::create(target)?;
+pub fn copy_stored(
+    raw: &File,
+    runs: &[Run],
+    partial: place::Partial,
+    undo: &mut Undo,
+) -> Result<(), wire::Error> {
     let mut end = 0;
     for run in runs.iter().filter(|run| run.fate == Fate::Stored) {
         wire::check_interrupt()?;
         place::copy_range(raw, run.range.start, &partial.file, end, run.length())
-            .map_err(Error::io("write", target))?;
+            .map_err(Error::io("write", &partial.target))?;
         end += run.length();
     }
     Ok(partial.publish(undo)?)
