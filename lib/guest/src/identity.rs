@@ -8,7 +8,7 @@ use wire::{Document, Map, Value};
 
 use crate::Error;
 
-/// How far the guest's clock may be from this host's when the agent has answered, milliseconds.
+/// How far the guest's clock may be outside the time between asking and the answer, milliseconds.
 const CLOCK_BOUND_MS: u64 = 2000;
 /// As far behind as this it is better told again.
 const CLOCK_LATE_MS: u64 = 500;
@@ -71,8 +71,9 @@ impl Identity {
                 wrong.push(format!("{name} is {:.80}, not {wanted:?}", told(name).to_string()));
             }
         }
-        let near = answered_ms.saturating_sub(CLOCK_BOUND_MS)..=answered_ms + CLOCK_BOUND_MS;
-        if !clock(answer).is_some_and(|clock| near.contains(&clock)) {
+        // It was set to the time of the asking: what the request took to get there it is behind.
+        let set = self.asked_ms.saturating_sub(CLOCK_BOUND_MS)..=answered_ms + CLOCK_BOUND_MS;
+        if !clock(answer).is_some_and(|clock| set.contains(&clock)) {
             wrong.push(format!("clock is {:.80}", told("clock").to_string()));
         }
         if told("reseeded") != &Value::Bool(true) {
