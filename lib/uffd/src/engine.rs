@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use snap::{Content, Image, Removed};
 use sys::process::readable;
-use sys::uffd::{Event, Events, Filled, Uffd};
+use sys::uffd::{Event, Events, Filled, Uffd, page_size};
 
 use crate::ahead::Ahead;
 use crate::area::{Area, Fill, Limit, Scratch};
@@ -22,8 +22,12 @@ use crate::trace::{self, Header, Kind, Writer};
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
 
-/// A demand fault fills one page of the image.
-const ONE_PAGE: Limit = Limit { data: 0, zeros: 0 };
+/// The most that one demand fault takes of the image when somebody reads it in order, in bytes: what comes along costs who
+/// waits about 5 µs.
+const AROUND: u64 = 64 << 10;
+
+/// The most discarded pages that one fault fills.
+const REFILLED: u64 = 512;
 
 const ENOMEM: i32 = Errno::ENOMEM as i32;
 const EINVAL: i32 = Errno::EINVAL as i32;
@@ -41,7 +45,9 @@ pub struct Engine {
     areas: Vec<Area>,
     events: Events,
     faults: VecDeque<Fault>,
-    ahead: Ahead,
+    /// Faults on pages of the image, and on discarded ones.
+    around: Ahead,
+    refills: Ahead,
     plan: Plan,
     recorder: Option<Recorder>,
     scratch: Scratch,
@@ -94,7 +100,8 @@ impl Engine {
             areas: regions.into_iter().map(Area::new).collect(),
             events: Events::new(),
             faults: VecDeque::new(),
-            ahead: Ahead::default(),
+            around: Ahead::new(AROUND / page_size() as u64),
+            refills: Ahead::new(REFILLED),
             plan: Plan::default(),
             recorder: None,
             scratch: Scratch::default(),
@@ -180,13 +187,7 @@ impl Engine {
             };
             let came = match self.areas[index].settled.has(page) {
                 true => self.refill(index, page)?,
-                false => {
-                    if let Some(recorder) = &mut self.recorder {
-                        let area = &self.areas[index];
-                        recorder.note(area.offset_of(page), area.region.page_size);
-                    }
-                    self.fill(index, page..page + 1, ONE_PAGE)?
-                }
+                false => self.fetch(index, page)?,
             };
             match came.step {
                 Step::Done | Step::More => self.faults.pop_front(),
@@ -198,15 +199,31 @@ impl Engine {
         Ok(Step::Done)
     }
 
+    /// Fills a page with what the image has there, and those that follow in the same extent when somebody reads them in
+    /// order: up to the next one that is settled, and none while pages are noted, as each must be asked for.
+    fn fetch(&mut self, index: usize, page: u64) -> Result<Came, Error> {
+        let area = &self.areas[index];
+        if let Some(recorder) = &mut self.recorder {
+            recorder.note(area.offset_of(page), area.region.page_size);
+            return self.fill(index, page..page + 1, Limit { data: 0, zeros: 0 });
+        }
+        let most = page + self.around.pages(index, page);
+        let pages = area.unsettled(page..most.min(area.region.pages())).unwrap_or(page..page + 1);
+        let came = self.fill(index, pages, Limit { data: AROUND, zeros: AROUND })?;
+        self.around.filled(index, page, came.pages.max(1));
+        self.seen.counts.around += came.pages.saturating_sub(1);
+        Ok(came)
+    }
+
     /// Fills a discarded page with zeros, and discarded ones that follow when somebody reads them in order. Those that are
     /// there again stop the kernel, and stay as they are.
     fn refill(&mut self, index: usize, page: u64) -> Result<Came, Error> {
         let area = &self.areas[index];
         let run = area.removed.next_outside(page).unwrap_or(area.region.pages());
-        let end = run.min(page + self.ahead.pages(index, page)).max(page + 1);
-        let limit = Limit { zeros: (end - page) * area.region.page_size, ..ONE_PAGE };
+        let end = run.min(page + self.refills.pages(index, page)).max(page + 1);
+        let limit = Limit { data: 0, zeros: (end - page) * area.region.page_size };
         let came = self.fill(index, page..end, limit)?;
-        self.ahead.filled(index, page, came.pages.max(1));
+        self.refills.filled(index, page, came.pages.max(1));
         Ok(came)
     }
 

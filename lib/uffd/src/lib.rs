@@ -25,6 +25,7 @@ mod serve;
 mod server;
 mod service;
 mod socket;
+mod spin;
 mod stats;
 mod stop;
 mod timeline;
@@ -110,7 +111,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sys::process::{Process, readable};
 
 use crate::config::Config;
+use crate::spin::Spin;
 use crate::workingset::{self, Recorder};
 use crate::{Engine, Error, Prefetch, Step};
 
@@ -41,6 +42,7 @@ pub(crate) struct Service {
     later: Option<(Prefetch, Vec<std::ops::Range<u64>>)>,
     loading: bool,
     batch: u64,
+    spin: Spin,
     pause: Option<Duration>,
     over: bool,
 }
@@ -80,6 +82,7 @@ impl Service {
             later,
             loading,
             batch: SMALL_BATCH,
+            spin: Spin::new(),
             pause: None,
             over: false,
         };
@@ -124,14 +127,21 @@ impl Service {
         Ok(events)
     }
 
-    /// Looks for the next fault a few more times before going to sleep: who waited for one page soon waits for another, and
-    /// being woken costs more than looking. It ends, however many faults come: others want an answer too.
+    /// Looks for the next fault a few more times before going to sleep, as long as that pays. It ends, however many faults
+    /// come: others want an answer too.
     fn linger(&mut self, mut served: Step) -> Result<Step, Error> {
-        let (mut looks, mut answers) = (LOOKS, ANSWERS);
-        while served == Step::Done && looks > 0 && answers > 0 {
-            self.engine.drain()?;
-            looks = if self.engine.is_asked() { LOOKS } else { looks - 1 };
-            answers -= u32::from(self.engine.is_asked());
+        let mut answers = ANSWERS;
+        while served == Step::Done && answers > 0 && self.spin.pays() {
+            let mut looks = LOOKS;
+            while looks > 0 && !self.engine.is_asked() {
+                self.engine.drain()?;
+                looks -= 1;
+            }
+            self.spin.ended(self.engine.is_asked());
+            if !self.engine.is_asked() {
+                break;
+            }
+            answers -= 1;
             served = self.engine.serve()?;
         }
         Ok(served)
@@ -196,6 +206,9 @@ impl Service {
                "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
         if let (Value::Object(stats), Value::Object(seen)) = (&mut stats, self.engine.seen()) {
             stats.extend(seen);
+        }
+        if let (Value::Object(stats), Value::Object(spin)) = (&mut stats, self.spin.fields()) {
+            stats.extend(spin);
         }
         stats
     }

@@ -128,6 +128,37 @@ fn discarded_memory_that_is_read_in_order_comes_back_in_few_faults_and_what_was_
 const ZEROS_OF_1024: u64 = 205;
 
 #[test]
+fn memory_read_in_order_comes_in_few_faults_and_never_over_pages_that_were_there() {
+    let Some((memory, mut engine)) = served(1024) else { return };
+    thread::scope(|scope| {
+        let written = scope.spawn(|| {
+            // Pages that come in no order come alone.
+            for index in [512, 40, 43, 900] {
+                page(&memory, index);
+            }
+            memory.store(700 * PAGE, 0xaa);
+            memory.discard(300 * PAGE, 10 * PAGE).unwrap();
+        });
+        serve_while(&mut engine, written);
+        assert_eq!((engine.counts().faults, engine.counts().around), (5, 0));
+        let read = scope.spawn(|| (0..1024).map(|index| page(&memory, index)).collect::<Vec<_>>());
+        for (index, bytes) in serve_while(&mut engine, read).into_iter().enumerate() {
+            let mut expected = if (300..310).contains(&index) { [0; PAGE] } else { content(index) };
+            if index == 700 {
+                expected[0] = 0xaa;
+            }
+            assert!(bytes == expected, "page {index}");
+        }
+    });
+    let counts = engine.counts();
+    // An extent of this image is four pages long.
+    assert!(counts.faults < 500, "{}", counts.faults);
+    assert_eq!(counts.copied + counts.zeroed, 1024, "no page twice");
+    assert!(counts.around > 500, "{}", counts.around);
+    assert_eq!(ranges(&engine), [(300, 310)]);
+}
+
+#[test]
 fn a_discard_over_pages_that_were_and_were_not_there_leaves_their_neighbours() {
     let Some((memory, mut engine)) = served(64) else { return };
     thread::scope(|scope| {
