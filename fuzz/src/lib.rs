@@ -1,7 +1,7 @@
 //! What must hold of any bytes. The fuzzer tries to find some for which it does not; the tests of lib/snap replay what it
 //! found before, on any toolchain.
 
-use snap::{Header, Removed, Sums};
+use snap::{Header, Removed, Sums, WorkingSet};
 use uuid::Uuid;
 
 /// A header is refused, with a reason, or it covers memory exactly and is written as it was read.
@@ -46,6 +46,20 @@ pub fn removed(bytes: &[u8]) {
             assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             assert!(ranges.iter().all(|range| removed.contains(range.start) && !removed.contains(range.end)));
             assert_eq!(Removed::parse(removed.to_json().as_bytes()), Ok(removed));
+        }
+    }
+}
+
+/// A working set is refused with a reason, or it means the same when it is read again, and another run can be added.
+pub fn workingset(bytes: &[u8]) {
+    match WorkingSet::parse(bytes) {
+        Err(fault) => assert!(!fault.to_string().is_empty()),
+        Ok(mut set) => {
+            assert_eq!(WorkingSet::parse(set.to_json().as_bytes()).as_ref(), Ok(&set));
+            let likely = set.likely();
+            assert!(likely.bytes() <= 256 << 20);
+            set.add_run(&likely);
+            assert_eq!(WorkingSet::parse(set.to_json().as_bytes()), Ok(set));
         }
     }
 }

@@ -226,19 +226,56 @@ fn serde_json(text: &str) -> Value {
 }
 
 #[test]
+fn a_working_set_comes_along_to_images_of_the_same_memory_and_to_the_next_generation() {
+    let bench = Bench::new();
+    bench.chain();
+    bench.working_set("two", &[(1, 2)]);
+    let shown = |dir: &str| bench.done(&format!("inspect dir=@{dir}"))["workingset"].clone();
+    let set = shown("two");
+    assert_eq!(set, json!({"bytes": 2 * PAGE, "ranges": 1, "runs": 1}));
+    bench.diff("raw", 3, &[(0, 9)]);
+    bench.done("pack raw=@raw dir=@three kind=diff parent=@two");
+    assert_eq!(shown("three"), set);
+    bench.done("merge dir=@two out=@merged");
+    assert_eq!(shown("merged"), set);
+    bench.done("rebase dir=@three parent=@one");
+    assert_eq!(shown("three"), set);
+    bench.done("merge dir=@three");
+    assert_eq!(shown("three"), set);
+    fs::write(bench.path("two/snapfile"), "state").unwrap();
+    fs::write(bench.path("disk"), "disk").unwrap();
+    bench.done("template dir=@two rootfs=@disk out=@template");
+    assert_eq!(shown("template"), set);
+    for dir in ["three", "merged", "template"] {
+        bench.done(&format!("verify dir=@{dir}"));
+    }
+    // One that is not this image's stays where it is.
+    assert_eq!(shown("one"), Value::Null);
+    fs::copy(bench.path("two/workingset"), bench.path("one/workingset")).unwrap();
+    assert_eq!(shown("one"), Value::Null);
+    bench.diff("raw", 3, &[]);
+    bench.done("pack raw=@raw dir=@four kind=diff parent=@one");
+    assert!(!bench.path("four/workingset").exists());
+    bench.done("verify dir=@one");
+    fs::write(bench.path("one/workingset"), "{").unwrap();
+    let refused = bench.snap("verify dir=@one").reply();
+    assert!(refused["error"]["message"].as_str().unwrap().contains("workingset: not JSON"), "{refused}");
+    bench.done("delete dir=@one");
+}
+
+#[test]
 fn inspect_says_what_each_build_holds_and_how_memory_is_scattered() {
     let bench = Bench::new();
     bench.full("raw", &[1, 1, 0, 1, 0, 0, 1, 1, 1, 0]);
     bench.done("pack raw=@raw dir=@one kind=full checksums:=false");
     bench.diff("raw", 10, &[(7, 2)]);
     bench.done("pack raw=@raw dir=@two kind=diff parent=@one");
-    fs::write(bench.path("two/workingset"), json!({"ranges": [[0, PAGE], [7 * PAGE, 2 * PAGE]]}).to_string())
-        .unwrap();
+    bench.working_set("two", &[(0, 1), (7, 2)]);
     let shown = bench.done("inspect dir=@two");
     assert_eq!(shown["zero_share"], json!(0.4));
     // 1 1 | 0 | 1 | 0 0 | 1 | 2 | 1 | 0
     assert_eq!(shown["runs"], json!({"stored": 5, "zero": 3, "mean": 1.2, "longest": 2}));
-    assert_eq!(shown["workingset"], json!({"bytes": 3 * PAGE, "ranges": 2}));
+    assert_eq!(shown["workingset"], json!({"bytes": 3 * PAGE, "ranges": 2, "runs": 1}));
     let diffs = shown["diffs"].as_array().unwrap();
     let row = |diff: &Value| json!([diff["blocks"], diff["share"], diff["runs"], diff["checksums"]]);
     assert_eq!(

@@ -97,6 +97,7 @@ fn a_full_disk_after_the_raw_file_was_taken_gives_it_back() {
 fn a_reply_that_nobody_reads_undoes_the_work() {
     let bench = Bench::new();
     bench.chain();
+    bench.working_set("two", &[(1, 1)]);
     fs::write(bench.path("two/snapfile"), "state").unwrap();
     fs::write(bench.path("old"), "what was there").unwrap();
     bench.full("raw", &[4, 0, 4]);

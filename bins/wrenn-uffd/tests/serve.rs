@@ -6,9 +6,7 @@ use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 
-use common::{
-    Bench, Foreground, LIMIT, PAGE, Vmm, await_end, connect, content, parent_of, server_of, snapshot,
-};
+use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, connect, content, parent_of, server_of};
 use nix::sys::signal::Signal;
 use sys::uffd::Memory;
 use uffd::handshake::{Greeting, Handshake};
@@ -322,58 +320,6 @@ fn a_reply_that_nobody_reads_leaves_no_server() {
     assert_eq!(status.code(), Some(8));
     bench.verb(&["stats", "id=vm"]).error("not_found", "uffd.not_running");
     assert!(!bench.path("run/vm").exists());
-}
-
-#[test]
-fn a_recording_is_what_a_later_restore_loads_first() {
-    let bench = Bench::new(1);
-    let dir = bench.path("snap");
-    snapshot(&dir, 1000);
-    let source = format!("source.dir={}", dir.display());
-    let serve = |more: &[&str]| {
-        let mut words = vec!["serve", "id=vm", &source, "detach:=true"];
-        words.extend(more);
-        bench.verb(&words).success()
-    };
-    let document = serve(&["record:=true", "prefetch=none"]);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
-    assert_eq!(vmm.ask("check 500 520 image"), "same");
-    assert_eq!(vmm.ask("check 7 9 image"), "same");
-    vmm.kill();
-    await_end(&server_of(&document));
-    let recorded: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(dir.join("workingset")).unwrap()).unwrap();
-    let bytes = |pages: usize| pages * PAGE;
-    assert_eq!(recorded["ranges"], serde_json::json!([[bytes(7), bytes(2)], [bytes(500), bytes(20)]]));
-
-    let document = serve(&["prefetch=recorded"]);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
-    let deadline = std::time::Instant::now() + LIMIT;
-    while bench.stats()["prefetched"] != 22 {
-        assert!(std::time::Instant::now() < deadline, "{}", bench.stats());
-    }
-    assert_eq!(vmm.ask("check 500 520 image"), "same");
-    assert_eq!((&bench.stats()["faults"], &bench.stats()["complete"]), (&0.into(), &false.into()));
-    vmm.kill();
-    await_end(&server_of(&document));
-}
-
-#[test]
-fn while_it_records_it_loads_nothing_ahead_and_then_everything() {
-    let bench = Bench::new(1);
-    snapshot(&bench.path("snap"), 1000);
-    let words = ["serve", "id=vm", "source.dir=snap", "record:=true"];
-    let mut server = Foreground::of(&bench, &words);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
-    assert_eq!(vmm.ask("check 3 5 image"), "same");
-    assert_eq!(bench.stats()["prefetched"], 0);
-    assert_eq!(server.until("recorded")["pages"], 2);
-    assert_eq!(server.until("prefetched")["pages"], 998);
-    let recorded = std::fs::read_to_string(bench.path("snap/workingset")).unwrap();
-    assert_eq!(recorded, r#"{"ranges":[[12288,8192]]}"#);
-    vmm.kill();
-    server.until("closed");
-    server.child.wait().unwrap();
 }
 
 /// A program that is not wrenn-uffd and serves: in process, as the supervisor does.

@@ -1,13 +1,13 @@
 //! A snapshot directory: the names in it, and how they are read.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use crate::header::Header;
-use crate::{Error, Removed};
+use crate::{Error, WorkingSet, workingset};
 
 /// The header. A directory that has one holds a complete memory image.
 pub const HEADER: &str = "memfile.header";
@@ -38,6 +38,15 @@ pub fn read_header(dir: &Path) -> Result<Header, Error> {
         Err(error) => return Err(Error::io("read", path)(error)),
     };
     Header::parse(&bytes).map_err(|fault| Error::Header { path, fault })
+}
+
+/// The build of a snapshot's header, of which no more is read: 64 bytes. `None` when there is none of a version that is
+/// known.
+pub fn read_build(dir: &Path) -> Option<Uuid> {
+    let mut begin = [0; 64];
+    File::open(header_path(dir)).and_then(|mut file| file.read_exact(&mut begin)).ok()?;
+    let build = Uuid::from_slice(&begin[32..48]).ok()?;
+    (begin[..8] == 1u64.to_le_bytes()).then_some(build)
 }
 
 /// A diff file, opened.
@@ -94,13 +103,9 @@ pub fn plain_paths(dir: &Path) -> impl Iterator<Item = PathBuf> {
     [PLAIN, RANGES].map(|name| dir.join(name)).into_iter()
 }
 
-/// The page server's recording of what a restore asks for first.
-const WORKING_SET: &str = "workingset";
-
-/// The working set recorded for a snapshot, if there is one that can be read: without it nothing is wrong.
-pub fn working_set(dir: &Path) -> Option<Removed> {
-    let bytes = fs::read(dir.join(WORKING_SET)).ok()?;
-    Removed::parse(&bytes).inspect_err(|fault| log::warn!("{WORKING_SET} of {}: {fault}", dir.display())).ok()
+/// The working set of the image with this header, if there is one that can be used: without it nothing is wrong.
+pub fn working_set(dir: &Path, header: &Header) -> Option<WorkingSet> {
+    WorkingSet::read_for(dir, header.build).inspect_err(|what| log::warn!("{what}")).ok().flatten()
 }
 
 /// The builds that memory comes from, the oldest first: the base, those between by the age of their files (the format does
@@ -162,11 +167,7 @@ pub fn is_json(name: &str) -> bool {
 /// a program that was killed has left of them.
 pub fn is_own(name: &str) -> bool {
     let unfinished = name.starts_with('.') && (name.ends_with(".partial") || name.ends_with(".tmp"));
-    name == PLAIN
-        || name.starts_with("memfile.")
-        || is_state(name)
-        || name.starts_with(WORKING_SET)
-        || unfinished
+    name == PLAIN || name.starts_with("memfile.") || is_state(name) || name == workingset::FILE || unfinished
 }
 
 /// The names in a directory, sorted.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use sys::mapping::Mapping;
+use uuid::Uuid;
 
 use crate::Error;
 use crate::directory;
@@ -15,6 +16,8 @@ use crate::sums::Sums;
 /// A memory image, opened. Reading copies nothing and locks nothing; it may be shared between threads.
 #[derive(Debug)]
 pub struct Image {
+    /// Of the header; a raw file has none.
+    build: Option<Uuid>,
     size: u64,
     block_size: u64,
     /// Each is a maximal run; together they cover `0..size`. The build is that of `files[file]`.
@@ -112,7 +115,7 @@ impl Image {
         };
         let runs = merged.iter().map(run).collect();
         let sums = vec![None; files.len()];
-        Ok(Self { sums, ..Self::new(header.size, header.block_size, runs, files) })
+        Ok(Self { sums, build: Some(header.build), ..Self::new(header.size, header.block_size, runs, files) })
     }
 
     /// Opens a snapshot directory with its checksums, as far as it has some, for [`Image::check_run`]: 24 bytes for each
@@ -165,7 +168,7 @@ impl Image {
             })
             .collect();
         buckets.push(runs.len() as u32 - 1);
-        Self { size, block_size, runs, buckets, bucket_bits, files, sums: Vec::new() }
+        Self { build: None, size, block_size, runs, buckets, bucket_bits, files, sums: Vec::new() }
     }
 
     /// The index of the run that holds `offset`.
@@ -174,6 +177,11 @@ impl Image {
         let bucket = (offset >> self.bucket_bits) as usize;
         let (from, to) = (self.buckets[bucket] as usize, self.buckets[bucket + 1] as usize);
         from + self.runs[from..=to].partition_point(|run| run.offset <= offset) - 1
+    }
+
+    /// The build that came with its header; `None` for a raw file.
+    pub fn build(&self) -> Option<Uuid> {
+        self.build
     }
 
     /// Bytes of memory.

@@ -37,7 +37,7 @@ pub const VERB: Verb = Verb {
         Field::may(
             "workingset",
             Type::Object,
-            "pages that a restore was seen to ask for first: {bytes, ranges}",
+            "memory that restores were seen to ask for first: {bytes, ranges, runs}",
         ),
         Field::may(
             "vmm",
@@ -65,8 +65,10 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     call.answer("zero_share", share(&header, bytes(&header, &|build| build.is_nil())));
     call.answer("runs", runs(&header));
     call.answer("diffs", diffs(&dir, &header)?);
-    if let Some(set) = directory::working_set(&dir) {
-        call.answer("workingset", json!({"bytes": set.bytes(), "ranges": set.ranges().count()}));
+    if let Some(set) = directory::working_set(&dir, &header) {
+        let likely = set.likely();
+        let (bytes, ranges) = (likely.bytes(), likely.ranges().count());
+        call.answer("workingset", json!({"bytes": bytes, "ranges": ranges, "runs": set.runs}));
     }
     if let Some((vmm, _)) = directory::vmm(&files) {
         call.answer("vmm", vmm);

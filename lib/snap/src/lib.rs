@@ -28,6 +28,7 @@ pub mod svg;
 pub mod template;
 pub mod unpack;
 pub mod verify;
+pub mod workingset;
 
 pub use error::Error;
 pub use header::Header;
@@ -35,6 +36,7 @@ pub use image::{Checked, Content, Extent, Image};
 pub use input::{Raw, Regions};
 pub use removed::{Removed, RemovedFault};
 pub use sums::Sums;
+pub use workingset::WorkingSet;
 
 /// The program.
 pub static TOOL: wire::Tool = wire::Tool {

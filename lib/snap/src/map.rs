@@ -41,7 +41,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 pub fn map(dir: &Path, picture: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
     let header = directory::read_header(dir)?;
     let builds = directory::builds_by_age(dir, &header);
-    let working_set = directory::working_set(dir).unwrap_or_default();
+    let working_set = directory::working_set(dir, &header).map_or_else(Removed::new, |set| set.likely());
     svg::write(picture, &draw(&header, &builds, &working_set), undo)?;
     Ok(builds.len() as u64)
 }

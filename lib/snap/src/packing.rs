@@ -12,7 +12,7 @@ use crate::input::Input;
 use crate::pack::{Blocks, Kind, Mode, Pack, Packed};
 use crate::scan::{Expect, Fate, Run, Scan, Scanned};
 use crate::spans::Spans;
-use crate::{Error, directory, place, store, sums};
+use crate::{Error, directory, place, store, sums, workingset};
 
 /// Packs. On an error nothing is left behind, and the raw file is as it was.
 ///
@@ -46,6 +46,10 @@ pub fn pack(request: &Pack, undo: &mut Undo) -> Result<Packed, wire::Error> {
     };
     if let Some(parent) = parent {
         store::carry_diffs(parent, &header, &request.dir, |_| true, undo)?;
+    }
+    if let Some((dir, parent)) = request.parent.as_ref().zip(parent.as_ref()) {
+        // The same guest a while later: it wakes in the same places.
+        workingset::carry((dir, parent.header.build), (&request.dir, build), undo);
     }
     if request.checksums {
         let sums = sums::Sums::in_storage(sums, &header.records, build);

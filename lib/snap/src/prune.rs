@@ -70,7 +70,8 @@ fn is_stray(chain: &Chain, path: &Path, name: &str) -> Result<bool, Error> {
     let used = |path: &Path| chain.diffs().iter().any(|diff| diff.path == path);
     // The header names its own build also where nothing of it is stored.
     let known = |build| build == chain.header.build || chain.diffs().iter().any(|diff| diff.build == build);
-    if name.starts_with(".memfile.") && name.ends_with(".partial") {
+    let begun = [".memfile.", ".workingset."].iter().any(|begin| name.starts_with(begin));
+    if begun && name.ends_with(".partial") {
         return place::is_left_over(path);
     }
     if name == directory::PLAIN {

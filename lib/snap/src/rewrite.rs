@@ -15,7 +15,7 @@ use crate::packing::{count, records};
 use crate::scan::{Expect, Scan, Scanned};
 use crate::spans::{Source, Spans};
 use crate::sums::Sums;
-use crate::{Error, directory, place, store, sums};
+use crate::{Error, directory, place, store, sums, workingset};
 
 /// What to write, and where.
 pub struct Rewrite<'a> {
@@ -67,6 +67,7 @@ impl Rewrite<'_> {
         };
         sums::write(dir, build, &Sums::in_storage(sums, &header.records, build), undo)?;
         wire::check_interrupt()?;
+        workingset::carry((self.dir, self.old.header.build), (dir, build), undo);
         match (self.out, self.parent) {
             (Some(out), parent) => {
                 parent.map_or(Ok(()), |parent| store::carry_diffs(parent, &header, out, |_| true, undo))?;

@@ -8,7 +8,7 @@ use wire::{Call, Field, Reply, Type, Verb, json};
 
 use crate::directory::Diff;
 use crate::header::Header;
-use crate::{Error, directory, sums};
+use crate::{Error, WorkingSet, directory, sums, workingset};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -66,6 +66,10 @@ pub fn examine(dir: &Path) -> Result<Found, wire::Error> {
         // Cloud Hypervisor's own form has no header.
         false if names.iter().any(|name| name == directory::RANGES) => {}
         false => found.faults.push(format!("{} is missing", directory::HEADER)),
+    }
+    if names.iter().any(|name| name == workingset::FILE) {
+        found.files += 1;
+        found.faults.extend(WorkingSet::read(dir).err());
     }
     for name in names.iter().filter(|name| directory::is_state(name)) {
         found.files += 1;

@@ -42,3 +42,8 @@ fn checksums_of_the_corpus_are_refused_or_written_as_they_were_read() {
 fn discarded_ranges_of_the_corpus_are_refused_or_mean_the_same_again() {
     replay("removed", targets::removed);
 }
+
+#[test]
+fn working_sets_of_the_corpus_are_refused_or_mean_the_same_again() {
+    replay("workingset", targets::workingset);
+}

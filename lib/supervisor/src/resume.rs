@@ -100,7 +100,8 @@ pub fn resume(sandbox: &mut Sandbox, timeout_s: Option<u64>) -> Result<(), Error
 pub fn wake(sandbox: &mut Sandbox) -> Result<(), Error> {
     sandbox.step(&net::TOOL, "create")?;
     if launch::abilities(&sandbox.document)?.page_server {
-        sandbox.step_with(&uffd::TOOL, "serve", &[("detach", true.into())])?;
+        let record = records(sandbox)?;
+        sandbox.step_with(&uffd::TOOL, "serve", &[("detach", true.into()), ("record", record.into())])?;
         sandbox.step(&launch::TOOL, "restore")?;
     } else {
         restore_from_file(sandbox)?;
@@ -114,6 +115,13 @@ pub fn wake(sandbox: &mut Sandbox) -> Result<(), Error> {
     // A copy runs only when it is known to be itself.
     let copy = sandbox.state() == "creating";
     sandbox.step_with(&guest::TOOL, "init", &[("confirm", copy.into())])
+}
+
+/// Whether this is one of the first launches of a template, which show the later ones what to load first. A resume loads
+/// what its template's launches showed: its own image is seldom woken again.
+fn records(sandbox: &Sandbox) -> Result<bool, Error> {
+    let launched = sandbox.state() == "creating";
+    Ok(launched && uffd::workingset::is_wanted(&sandbox.document.need::<PathBuf>("snapshot.dir")?))
 }
 
 /// For a VMM that reads its memory from one plain file: a template has it, of a pause it is made. The VMM keeps what it

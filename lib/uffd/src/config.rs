@@ -1,11 +1,13 @@
 //! What a server is told: from the request, through its command line.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use snap::Image;
 use wire::{Call, Document, Error};
 
+use crate::workingset::{LONGEST_MS, WINDOW};
 use crate::{Prefetch, socket};
 
 /// Where the memory comes from.
@@ -23,7 +25,8 @@ pub(crate) struct Config {
     pub source: Source,
     pub paths: Paths,
     pub prefetch: Prefetch,
-    pub record: bool,
+    /// How long to record a working set, if at all.
+    pub record: Option<Duration>,
     /// Where to write down what happens.
     pub trace: Option<PathBuf>,
 }
@@ -140,10 +143,10 @@ impl Config {
             source: Source::of(call)?,
             paths: Paths::of(call)?,
             prefetch,
-            record: fields.find("record")?.unwrap_or(false),
+            record: record(call)?,
             trace: fields.find("trace")?,
         };
-        match config.record && config.source.dir().is_none() {
+        match config.record.is_some() && config.source.dir().is_none() {
             true => Err(Error::field(
                 "record",
                 "a recording belongs into a snapshot directory; the source is raw",
@@ -160,7 +163,7 @@ impl Config {
         };
         let Paths { socket, control, removed, log, own } = &self.paths;
         json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
-               "own": own, "prefetch": self.prefetch.word(), "record": self.record, "trace": self.trace})
+               "own": own, "prefetch": self.prefetch.word(), "record_ms": self.record.map(|window| window.as_millis() as u64), "trace": self.trace})
     }
 
     /// From that word.
@@ -180,10 +183,26 @@ impl Config {
         };
         let word: String = document.need("prefetch")?;
         let prefetch = Prefetch::from_word(&word).ok_or_else(|| Error::field("prefetch", &word))?;
-        let trace = document.get("trace").filter(|trace| !trace.is_null());
-        let trace = trace.map(|_| document.need("trace")).transpose()?;
-        Ok(Self { source, paths, prefetch, record: document.need("record")?, trace })
+        let has = |name: &str| document.get(name).is_some_and(|value| !value.is_null());
+        let trace = has("trace").then(|| document.need("trace")).transpose()?;
+        let record = has("record_ms").then(|| document.need("record_ms")).transpose()?;
+        Ok(Self { source, paths, prefetch, record: record.map(Duration::from_millis), trace })
     }
+}
+
+/// How long to record, if that is wanted.
+fn record(call: &Call) -> Result<Option<Duration>, Error> {
+    let fields = call.fields();
+    let wanted = fields.find("record")?.unwrap_or(false);
+    let window = match fields.find("record_ms")? {
+        None => WINDOW,
+        Some(_) if !wanted => return Err(Error::field("record_ms", "means nothing without record:=true")),
+        Some(ms) if (1..=LONGEST_MS).contains(&ms) => Duration::from_millis(ms),
+        Some(ms) => {
+            return Err(Error::field("record_ms", format!("must be 1 to {LONGEST_MS}, not {ms}")));
+        }
+    };
+    Ok(wanted.then_some(window))
 }
 
 #[cfg(test)]
@@ -201,9 +220,15 @@ mod tests {
                 control,
                 own: true,
             };
-            for trace in [None, Some("/run/x/a trace".into())] {
+            for (trace, ms) in [(None, None), (Some("/run/x/a trace".into()), Some(70))] {
                 let (source, paths) = (source.clone(), paths.clone());
-                let config = Config { source, paths, prefetch: Prefetch::Recorded, record: true, trace };
+                let config = Config {
+                    source,
+                    paths,
+                    prefetch: Prefetch::Recorded,
+                    record: ms.map(Duration::from_millis),
+                    trace,
+                };
                 assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
             }
         }

@@ -17,6 +17,7 @@ use crate::ahead::Ahead;
 use crate::area::{Area, Fill, Limit, Scratch};
 use crate::bits::Bits;
 use crate::prefetch::{Plan, Target};
+use crate::replay::Replay;
 use crate::seen::{Counts, Fault, Seen};
 use crate::trace::{self, Header, Kind, Writer};
 use crate::workingset::Recorder;
@@ -50,7 +51,10 @@ pub struct Engine {
     refills: Ahead,
     plan: Plan,
     recorder: Option<Recorder>,
+    replay: Option<Replay>,
     scratch: Scratch,
+    /// Whether the image is being brought into memory.
+    warmed: bool,
     seen: Seen,
     /// What happened that cannot be followed.
     refused: Option<&'static str>,
@@ -104,7 +108,9 @@ impl Engine {
             refills: Ahead::new(REFILLED),
             plan: Plan::default(),
             recorder: None,
+            replay: None,
             scratch: Scratch::default(),
+            warmed: false,
             seen: Seen::default(),
             refused: None,
             short_of_memory: None,
@@ -114,10 +120,32 @@ impl Engine {
     /// What to load before it is asked for.
     pub fn plan(&mut self, prefetch: Prefetch, recorded: Vec<std::ops::Range<u64>>) {
         if prefetch == Prefetch::All {
+            self.warm();
+        }
+        self.plan = Plan::new(prefetch, recorded);
+    }
+
+    /// Brings the image into memory, in the background.
+    pub(crate) fn warm(&mut self) {
+        if !std::mem::replace(&mut self.warmed, true) {
             let image = Arc::downgrade(&self.image);
             std::thread::spawn(move || warm(&image));
         }
-        self.plan = Plan::new(prefetch, recorded);
+    }
+
+    /// Tells from now on how loading a working set goes.
+    pub(crate) fn replay(&mut self, replay: Replay) {
+        self.replay = Some(replay);
+    }
+
+    /// The build of the image, if it has one.
+    pub(crate) fn build(&self) -> Option<uuid::Uuid> {
+        self.image.build()
+    }
+
+    /// What a fault has taken so far: the median.
+    pub(crate) fn latency(&self) -> Duration {
+        self.seen.latencies.median()
     }
 
     /// Notes the pages that are asked for from now on.
@@ -194,6 +222,11 @@ impl Engine {
                 stopped => return Ok(stopped),
             };
             let area = &self.areas[index];
+            if let Some(replay) = &mut self.replay
+                && matches!(came.kind, Kind::Image | Kind::Zero)
+            {
+                replay.asked(area.offset_of(page), fault.read);
+            }
             self.seen.answered(&fault, came.kind, area.offset_of(page), came.pages * area.region.page_size);
         }
         Ok(Step::Done)
@@ -234,15 +267,23 @@ impl Engine {
     pub fn prefetch(&mut self, data: u64) -> Result<Step, Error> {
         // Zeros cost about a fiftieth of what copies do.
         let limit = Limit { data, zeros: data.saturating_mul(16) };
-        let Some(Target { area: index, pages, recorded }) = self.plan.next(&self.areas) else {
-            return Ok(Step::Done);
-        };
+        let next = self.plan.next(&self.areas);
+        if let Some(replay) = self.replay.as_mut().filter(|_| next.as_ref().is_none_or(|next| !next.recorded))
+        {
+            replay.done();
+        }
+        let Some(Target { area: index, pages, recorded }) = next else { return Ok(Step::Done) };
         let (first, began) = (pages.start, self.seen.begin());
         let came = self.fill(index, pages, limit)?;
         if matches!(came.kind, Kind::Image | Kind::Zero) {
             let (area, kind) = (&self.areas[index], if recorded { Kind::Replay } else { Kind::Prefetch });
+            let bytes = came.pages * area.region.page_size;
             self.seen.counts.prefetched += came.pages;
-            self.seen.loaded(began, kind, area.offset_of(first), came.pages * area.region.page_size);
+            self.seen.counts.prefetched_bytes += bytes;
+            self.seen.loaded(began, kind, area.offset_of(first), bytes);
+            if let Some(replay) = self.replay.as_mut().filter(|_| recorded) {
+                replay.loaded(bytes);
+            }
         }
         if self.short_of_memory.take().is_some() {
             // Nobody waits for these pages: leave the memory to who does.
@@ -356,6 +397,9 @@ impl Engine {
         let mut fields = self.seen.fields();
         let removed = self.areas.iter().map(|area| area.removed.count() * area.region.page_size);
         fields["removed_bytes"] = removed.sum::<u64>().into();
+        if let Some(replay) = &self.replay {
+            fields["working_set"] = replay.fields();
+        }
         fields
     }
 

@@ -18,6 +18,7 @@ pub mod handshake;
 mod histogram;
 mod prefetch;
 mod region;
+mod replay;
 mod report;
 mod role;
 mod seen;
@@ -81,7 +82,12 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "record",
                     Type::Bool,
-                    "write the pages asked for in the first 3 s as the snapshot's working set (default false)",
+                    "add the pages asked for first to the snapshot's working set; loading ahead waits meanwhile (default false)",
+                ),
+                Field::may(
+                    "record_ms",
+                    Type::Integer,
+                    "how long to record, in milliseconds from the first fault, 1 to 60000 (default 3000)",
                 ),
                 Field::may(
                     "trace",
@@ -111,7 +117,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",

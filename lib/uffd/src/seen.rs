@@ -18,6 +18,8 @@ pub struct Counts {
     pub zeroed: u64,
     /// Of these two, those that were loaded ahead, asked for by nobody.
     pub prefetched: u64,
+    /// The same in bytes.
+    pub prefetched_bytes: u64,
     /// Of these two, those that came along with a fault on a page before them.
     pub around: u64,
     /// Bytes filled from the image.

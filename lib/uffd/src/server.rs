@@ -327,6 +327,9 @@ impl Server {
             if let Some(dir) = dumped {
                 self.epochs.end(dir, fresh);
                 service.engine.forget_fresh();
+                if let Some((event, fields)) = service.forget_recording() {
+                    self.guardian.tell(event, fields);
+                }
             }
         }
         let described = self.described();
@@ -367,6 +370,9 @@ impl Server {
             peer.into_iter().for_each(|(name, value)| closed[name] = value);
         }
         if let Vmm::Served(service) = &mut self.vmm {
+            if let Some((event, fields)) = service.end_recording() {
+                self.guardian.tell(event, fields);
+            }
             closed["vmm"] = service.leave()?.into();
             if let Value::Object(stats) = service.stats() {
                 stats

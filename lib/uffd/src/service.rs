@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use snap::WorkingSet;
 use sys::process::{Process, readable};
 
 use crate::config::Config;
+use crate::replay::Replay;
 use crate::spin::Spin;
-use crate::workingset::{self, Recorder};
+use crate::workingset::{Recorder, Writing};
 use crate::{Engine, Error, Prefetch, Step};
 
 /// How much is loaded at once while faults come in: they wait as long as this takes, some 20 µs.
@@ -27,6 +29,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 /// How often to look for another fault before sleeping: some 5 µs.
 const LOOKS: u32 = 16;
 
+/// How many pieces of a working set may be loaded at once: small ones cost little more than the call.
+const PIECES: usize = 16;
+
+/// How often to look whether a working set is written.
+const WRITING: Duration = Duration::from_millis(20);
+
 /// How many rounds of faults may be answered so before anything else is looked at.
 const ANSWERS: u32 = 64;
 
@@ -39,7 +47,9 @@ pub(crate) struct Service {
     pub exit: OwnedFd,
     connected: Instant,
     /// What to load once nothing is recorded any more.
-    later: Option<(Prefetch, Vec<std::ops::Range<u64>>)>,
+    later: Option<Option<WorkingSet>>,
+    prefetch: Prefetch,
+    writing: Option<Writing>,
     loading: bool,
     batch: u64,
     spin: Spin,
@@ -48,45 +58,57 @@ pub(crate) struct Service {
 }
 
 /// An event to tell, with its fields.
-type Event = (&'static str, Value);
+pub(crate) type Event = (&'static str, Value);
 
 impl Service {
     /// Begins, with a warning when a recording cannot be used.
-    pub fn start(
-        config: &Config,
-        mut engine: Engine,
-        peer: Process,
-        exit: OwnedFd,
-    ) -> (Self, Option<String>) {
-        let dir = config.source.dir().filter(|_| config.prefetch != Prefetch::None);
-        let (recorded, warning) = match dir.map_or(Ok(Vec::new()), workingset::read) {
-            Ok(recorded) => (recorded, None),
-            Err(what) => (Vec::new(), Some(format!("the recorded working set is not used: {what}"))),
-        };
-        let mut later = None;
-        match config.source.dir().filter(|_| config.record) {
-            // Pages loaded ahead are not asked for: first record, then load.
-            Some(dir) => {
-                engine.record(Recorder::new(dir));
-                later = Some((config.prefetch, recorded));
-            }
-            None => engine.plan(config.prefetch, recorded),
-        }
-        let loading = config.prefetch != Prefetch::None && later.is_none();
-        let connected = Instant::now();
-        let service = Self {
+    pub fn start(config: &Config, engine: Engine, peer: Process, exit: OwnedFd) -> (Self, Option<String>) {
+        let wanted = config.prefetch != Prefetch::None;
+        let image = config.source.dir().zip(engine.build());
+        let (set, warning) =
+            match image.filter(|_| wanted).map(|(dir, build)| WorkingSet::read_for(dir, build)) {
+                Some(Err(what)) => (None, Some(format!("the recorded working set is not used: {what}"))),
+                Some(Ok(set)) => (set, None),
+                None => (None, None),
+            };
+        let recorder =
+            config.record.zip(image).map(|(window, (dir, build))| Recorder::new(dir, build, window));
+        let mut service = Self {
             engine,
             peer,
             exit,
-            connected,
-            later,
-            loading,
+            connected: Instant::now(),
+            later: None,
+            prefetch: config.prefetch,
+            writing: None,
+            loading: false,
             batch: SMALL_BATCH,
             spin: Spin::new(),
             pause: None,
             over: false,
         };
+        match recorder {
+            // Pages loaded ahead are not asked for: first record, then load. They may be read from the disk already.
+            Some(recorder) => {
+                if config.prefetch == Prefetch::All {
+                    service.engine.warm();
+                }
+                service.engine.record(recorder);
+                service.later = Some(set);
+            }
+            None => service.load(set),
+        }
         (service, warning)
+    }
+
+    /// Begins to load ahead.
+    fn load(&mut self, set: Option<WorkingSet>) {
+        let likely = set.as_ref().map(WorkingSet::likely).unwrap_or_default();
+        self.engine.plan(self.prefetch, likely.ranges().collect());
+        self.loading = self.prefetch != Prefetch::None;
+        if let Some(set) = set {
+            self.engine.replay(Replay::new(likely, set.runs));
+        }
     }
 
     /// Does what there is to do: reads events if there are any, answers faults, and loads one batch ahead if nobody waits.
@@ -105,17 +127,14 @@ impl Service {
             return Ok(events);
         }
         if self.engine.recorder().is_some()
-            && let Some(recorder) = self.engine.recorded(Instant::now())
+            && self.engine.recorded(Instant::now()).map(|it| self.keep(it)).is_some()
         {
-            events.push(written(recorder));
-            if let Some((prefetch, recorded)) = self.later.take() {
-                self.loading = prefetch != Prefetch::None;
-                self.engine.plan(prefetch, recorded);
-            }
+            self.begin_loading();
         }
+        events.extend(self.writing.take_if(|writing| writing.is_done()).map(Writing::event));
         if self.loading {
             self.batch = if asked { SMALL_BATCH } else { (self.batch * 2).min(LARGE_BATCH) };
-            let step = self.engine.prefetch(self.batch)?;
+            let step = self.load_batch()?;
             if !self.stopped(step) && step == Step::Done {
                 self.loading = false;
                 let ms = self.connected.elapsed().as_micros() as f64 / 1000.0;
@@ -125,6 +144,50 @@ impl Service {
             }
         }
         Ok(events)
+    }
+
+    /// Loads about a batch. The pieces of a working set are small, and several make one.
+    fn load_batch(&mut self) -> Result<Step, Error> {
+        let cost = |engine: &Engine| engine.counts().copied_bytes + engine.counts().zeroed_bytes / 16;
+        let end = cost(&self.engine) + self.batch;
+        let mut step = Step::More;
+        for _ in 0..PIECES {
+            match end.saturating_sub(cost(&self.engine)) {
+                0 => break,
+                left => step = self.engine.prefetch(left)?,
+            }
+            if step != Step::More {
+                break;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Has the recording written.
+    fn keep(&mut self, recorder: Recorder) {
+        self.writing = recorder.write(self.engine.latency());
+    }
+
+    /// What waited for the recording.
+    fn begin_loading(&mut self) {
+        if let Some(set) = self.later.take() {
+            self.load(set);
+        }
+    }
+
+    /// Ends a recording that is under way, because what the VMM asks for now is no guest's doing: a dump reads everything.
+    pub fn forget_recording(&mut self) -> Option<Event> {
+        self.engine.take_recorder()?;
+        self.begin_loading();
+        Some(("warning", json!({"message": "the recording is given up: the VM was dumped meanwhile"})))
+    }
+
+    /// Keeps a recording that is under way, and waits until it is written.
+    pub fn end_recording(&mut self) -> Option<Event> {
+        if let Some(recorder) = self.engine.take_recorder() {
+            self.keep(recorder);
+        }
+        self.writing.take().map(Writing::event)
     }
 
     /// Looks for the next fault a few more times before going to sleep, as long as that pays. It ends, however many faults
@@ -172,7 +235,8 @@ impl Service {
             return Some(Duration::ZERO);
         }
         let ends = self.engine.recorder().and_then(Recorder::ends);
-        ends.map(|end| end.saturating_duration_since(Instant::now()))
+        let ends = ends.map(|end| end.saturating_duration_since(Instant::now()));
+        ends.or(self.writing.as_ref().map(|_| WRITING))
     }
 
     /// Whether the VMM still runs.
@@ -183,9 +247,6 @@ impl Service {
     /// Ends the service, and says what became of the VMM: `gone`; `released`, living on with all its memory; `abandoned`,
     /// to hang at the next page that is missing.
     pub fn leave(&mut self) -> Result<&'static str, Error> {
-        if let Some(recorder) = self.engine.take_recorder() {
-            let _ = written(recorder);
-        }
         if !self.lives() {
             return Ok("gone");
         }
@@ -204,6 +265,8 @@ impl Service {
                "bytes": self.engine.bytes(), "faults": counts.faults, "copied": counts.copied,
                "zeroed": counts.zeroed, "prefetched": counts.prefetched, "removed": self.engine.removed_pages(),
                "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
+        stats["prefetch"] = json!({"of": self.prefetch.word(), "bytes": counts.prefetched_bytes,
+                                   "done": !self.loading && self.later.is_none()});
         if let (Value::Object(stats), Value::Object(seen)) = (&mut stats, self.engine.seen()) {
             stats.extend(seen);
         }
@@ -211,14 +274,5 @@ impl Service {
             stats.extend(spin);
         }
         stats
-    }
-}
-
-/// A recording that cannot be written is no reason to let a VM down.
-fn written(recorder: Recorder) -> Event {
-    let pages = recorder.pages();
-    match recorder.write() {
-        Ok(()) => ("recorded", json!({ "pages": pages })),
-        Err(error) => ("warning", json!({"message": wire::Error::from(error).to_string()})),
     }
 }

@@ -1,38 +1,52 @@
-//! The working set: which pages a VM asked for first after it was restored. A later restore of the same snapshot asks for
-//! nearly the same ones, so they are loaded before it does.
+//! Recording the working set: which pages a VM asks for first after it was restored. A later restore of the same snapshot
+//! asks for nearly the same ones, so they are loaded before it does.
 
 use std::fs;
-use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use snap::Removed;
+use serde_json::{Value, json};
+use snap::workingset::{self, Compared};
+use snap::{Removed, WorkingSet};
+use uuid::Uuid;
+use wire::Undo;
 
 use crate::Error;
 
-/// How long pages are noted, from the first on. A longer window makes a larger set and slower restores.
-const WINDOW: Duration = Duration::from_secs(3);
+/// How long pages are noted if nobody says, from the first on. A longer window makes a larger set and slower restores.
+pub const WINDOW: Duration = Duration::from_secs(3);
+
+/// The longest window, in milliseconds.
+pub const LONGEST_MS: u64 = 60_000;
 
 /// How many pages are noted at most.
 const PAGES: usize = 1 << 16;
 
-/// The file's name in a snapshot directory.
-const FILE: &str = "workingset";
+/// How many restores are worth watching: then half of them means something.
+const ENOUGH: u64 = 3;
+
+/// Whether the snapshot in `dir` gains from another recording: it has none for its image, or one of fewer than three runs.
+#[must_use]
+pub fn is_wanted(dir: &Path) -> bool {
+    snap::directory::read_build(dir)
+        .is_some_and(|build| !matches!(WorkingSet::read_for(dir, build), Ok(Some(set)) if set.runs >= ENOUGH))
+}
 
 /// Notes pages as they are asked for.
 #[derive(Debug)]
 pub struct Recorder {
-    path: PathBuf,
+    dir: PathBuf,
+    build: Uuid,
     since: Option<Instant>,
     window: Duration,
-    pages: Vec<Range<u64>>,
+    pages: Vec<std::ops::Range<u64>>,
 }
 
 impl Recorder {
-    /// Notes pages for the snapshot in `dir`.
-    pub fn new(dir: &Path) -> Self {
-        Self { path: dir.join(FILE), since: None, window: WINDOW, pages: Vec::new() }
+    /// Notes pages for the snapshot in `dir`, of this build, until so long after the first.
+    pub fn new(dir: &Path, build: Uuid, window: Duration) -> Self {
+        Self { dir: dir.to_owned(), build, since: None, window, pages: Vec::new() }
     }
 
     pub(crate) fn note(&mut self, offset: u64, length: u64) {
@@ -51,38 +65,61 @@ impl Recorder {
         self.pages.len() == PAGES || self.ends().is_some_and(|end| now >= end)
     }
 
-    /// How many pages it has.
-    pub fn pages(&self) -> usize {
-        self.pages.len()
+    /// Adds the run to the snapshot's set, in a thread of its own: a VM waits for its pages meanwhile. `latency` is how
+    /// long a fault takes. `None` when nothing was noted.
+    pub(crate) fn write(self, latency: Duration) -> Option<Writing> {
+        let begun = !self.pages.is_empty();
+        begun.then(|| Writing(std::thread::spawn(move || self.add(latency))))
     }
 
-    /// Writes the file, in the form of the removed ranges, in address order: what is asked for is nearly a set, its order
-    /// differs from run to run. Nothing is written when nothing was noted.
-    ///
-    /// # Errors
-    /// What writing said.
-    pub fn write(self) -> Result<(), Error> {
-        if self.pages.is_empty() {
-            return Ok(());
+    /// Two servers that do so at once: the last one's run counts, and the next restore records once more.
+    fn add(self, latency: Duration) -> Result<Value, String> {
+        let pages = self.pages.len();
+        let asked: Removed = self.pages.into_iter().collect();
+        let earlier = WorkingSet::read_for(&self.dir, self.build).unwrap_or_else(|what| {
+            eprintln!("{} wrenn-uffd: a new working set begins: {what}", wire::timestamp());
+            None
+        });
+        let compared = earlier.as_ref().map(|set| set.compare(&asked));
+        let mut set = earlier.unwrap_or_else(|| WorkingSet::new(self.build));
+        set.add_run(&asked);
+        let mut undo = Undo::default();
+        workingset::write(&self.dir, &set, &mut undo)
+            .map_err(|error| wire::Error::from(error).to_string())?;
+        undo.commit();
+        let mut told = json!({"pages": pages, "bytes": asked.bytes(), "runs": set.runs,
+                              "set_bytes": set.likely().bytes()});
+        if let Some(compared) = compared {
+            told["compared"] = describe(compared, asked.bytes() / pages as u64, latency);
         }
-        let set: Removed = self.pages.into_iter().collect();
-        replace(&self.path, set.to_json().as_bytes())
+        Ok(told)
     }
 }
 
-/// Reads the recording in a snapshot's directory. None when there is none; one that cannot be read is only a loss of time.
-///
-/// # Errors
-/// Why there is one and it cannot be used.
-pub fn read(dir: &Path) -> Result<Vec<Range<u64>>, String> {
-    let path = dir.join(FILE);
-    match fs::read(&path) {
-        Ok(bytes) => match Removed::parse(&bytes) {
-            Ok(set) => Ok(set.ranges().collect()),
-            Err(fault) => Err(format!("{}: {fault}", path.display())),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+/// What the set that was there would have been worth in this run.
+fn describe(Compared { hit, missed, wasted }: Compared, page_size: u64, latency: Duration) -> Value {
+    let rate = hit as f64 / (hit + missed).max(1) as f64;
+    let saved = latency.as_secs_f64() * 1e3 * (hit / page_size.max(1)) as f64;
+    json!({"hit_bytes": hit, "missed_bytes": missed, "wasted_bytes": wasted,
+           "hit_rate": (rate * 1e4).round() / 1e4, "estimated_saving_ms": (saved * 1e3).round() / 1e3})
+}
+
+/// A set that is being written.
+#[derive(Debug)]
+pub(crate) struct Writing(JoinHandle<Result<Value, String>>);
+
+impl Writing {
+    pub fn is_done(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// The event that tells of it. A recording that cannot be written is no reason to let a VM down.
+    pub fn event(self) -> (&'static str, Value) {
+        match self.0.join() {
+            Ok(Ok(told)) => ("recorded", told),
+            Ok(Err(what)) => ("warning", json!({"message": format!("the working set is not kept: {what}")})),
+            Err(_) => ("warning", json!({"message": "the working set is not kept: a bug, please report"})),
+        }
     }
 }
 

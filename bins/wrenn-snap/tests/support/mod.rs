@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use wrenn_tests::{Output, Roots, Value};
+use wrenn_tests::{Output, Roots, Value, json};
 
 pub const PAGE: usize = 4096;
 
@@ -64,6 +64,15 @@ impl Bench {
             page[0]
         });
         pages.collect()
+    }
+
+    /// Gives the snapshot in `dir` a working set of these runs of pages, as its first restore left it.
+    pub fn working_set(&self, dir: &str, runs: &[(usize, usize)]) {
+        let ranges: Vec<_> =
+            runs.iter().map(|(first, pages)| json!([first * PAGE, pages * PAGE, 1])).collect();
+        let build = &self.done(&format!("inspect dir=@{dir}"))["build"];
+        let set = json!({"version": 1, "build": build, "runs": 1, "ranges": ranges});
+        fs::write(self.path(dir).join("workingset"), set.to_string()).unwrap();
     }
 
     /// Three pages of memory packed as `one`, and a diff on it as `two`.
