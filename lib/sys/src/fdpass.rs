@@ -53,6 +53,18 @@ pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
     Ok(sendmsg::<()>(socket.as_raw_fd(), &pieces, control, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
+/// Whether something that was sent has not been read at the other end yet.
+///
+/// # Errors
+/// What `ioctl(2)` said.
+pub fn is_unread(socket: &UnixStream) -> io::Result<bool> {
+    nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
+    let mut bytes = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one int.
+    unsafe { outq(socket.as_raw_fd(), &raw mut bytes) }?;
+    Ok(bytes > 0)
+}
+
 /// Who is at the other end of a socket, as of the moment it connected (or, seen from the client, listened).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -90,6 +102,16 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn what_was_sent_is_unread_until_it_is_read() {
+        let (here, there) = UnixStream::pair().unwrap();
+        assert!(!is_unread(&here).unwrap());
+        send(&here, b"hello", &[]).unwrap();
+        assert!(is_unread(&here).unwrap());
+        receive(&there, &mut [0; 16]).unwrap();
+        assert!(!is_unread(&here).unwrap());
     }
 
     #[test]

@@ -70,6 +70,15 @@ pub enum Filled {
     Failed(io::Error),
 }
 
+/// The faults that wait at a userfaultfd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// All.
+    pub faults: usize,
+    /// Those that nobody has read.
+    pub unread: usize,
+}
+
 /// Room for events, made once.
 pub struct Events(EventBuffer);
 
@@ -169,13 +178,14 @@ impl Uffd {
         // SAFETY: the source is a live slice. The kernel writes only to missing pages of memory that its owner
         // registered with this userfaultfd, which is how the owner asks for it (see `Memory`).
         let done = unsafe { self.0.copy(bytes.as_ptr().cast(), address as *mut _, bytes.len(), true) };
-        match done {
-            Ok(count) => Filled::Bytes(count),
-            Err(Fault::PartiallyCopied(count)) if count as isize > 0 => Filled::Bytes(count),
-            Err(Fault::PartiallyCopied(_)) => Filled::Again,
-            Err(Fault::CopyFailed(errno)) => refused(Errno::from_raw(errno as i32)),
-            Err(other) => Filled::Failed(io_error(other)),
-        }
+        copied(done)
+    }
+
+    /// As [`Uffd::copy`], but wakes nobody.
+    pub fn copy_quietly(&self, address: u64, bytes: &[u8]) -> Filled {
+        // SAFETY: as in `copy`.
+        let done = unsafe { self.0.copy(bytes.as_ptr().cast(), address as *mut _, bytes.len(), false) };
+        copied(done)
     }
 
     /// Fills `length` bytes from `address` on with the kernel's page of zeros, and wakes who waits for them. Works on
@@ -196,6 +206,21 @@ impl Uffd {
     /// What `UFFDIO_WAKE` said.
     pub fn wake(&self, address: u64, length: u64) -> io::Result<()> {
         self.0.wake(address as *mut _, length as usize).map_err(io_error)
+    }
+
+    /// How many faults wait in all, read or not, and how many of them nobody has read yet. Works on any copy of it, without
+    /// reading anything.
+    ///
+    /// # Errors
+    /// What reading /proc said; `InvalidData` when it says something else.
+    pub fn waiting(&self) -> io::Result<Waiting> {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        let number = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|number| number.trim().parse().ok())
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in {text:?}")))
+        };
+        Ok(Waiting { faults: number("total:")?, unread: number("pending:")? })
     }
 
     /// Gives the range up: pages missing in it read as zeros from now on, without anybody being asked.
@@ -244,6 +269,16 @@ struct ZeroPage {
 nix::ioctl_readwrite! {
     /// `UFFDIO_ZEROPAGE` of linux/userfaultfd.h.
     uffdio_zeropage, 0xAA, 0x04, ZeroPage
+}
+
+fn copied(done: Result<usize, Fault>) -> Filled {
+    match done {
+        Ok(count) => Filled::Bytes(count),
+        Err(Fault::PartiallyCopied(count)) if count as isize > 0 => Filled::Bytes(count),
+        Err(Fault::PartiallyCopied(_)) => Filled::Again,
+        Err(Fault::CopyFailed(errno)) => refused(Errno::from_raw(errno as i32)),
+        Err(other) => Filled::Failed(io_error(other)),
+    }
 }
 
 fn refused(errno: Errno) -> Filled {

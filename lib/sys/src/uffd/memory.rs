@@ -1,12 +1,16 @@
 //! The other side of a userfaultfd: memory that somebody else fills. A VMM's guest memory, in small; tests and benches
-//! stand in for a VMM with it.
+//! stand in for a VMM with it, and so does `wrenn-uffd check`.
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 
 /// A private anonymous mapping. Its bytes may be filled, discarded and written by anybody at any time, so they are only
 /// reached by atomic loads and stores.
@@ -74,6 +78,61 @@ impl Memory {
         let start = self.checked(offset, length);
         // SAFETY: the range lies inside this mapping; nothing else than atomic accesses refers to its bytes.
         unsafe { madvise(start.cast(), length, MmapAdvise::MADV_DONTNEED) }.map_err(Into::into)
+    }
+
+    /// Has the kernel read from this memory: writes up to `length` bytes from `offset` on to `file`, waiting for the pages
+    /// that are missing. Returns how many.
+    ///
+    /// # Errors
+    /// What `write(2)` said.
+    pub fn write_out(&self, offset: usize, length: usize, file: impl AsFd) -> io::Result<usize> {
+        let start = self.checked(offset, length);
+        // SAFETY: the range lies inside this mapping, and the kernel copes with bytes that change while it reads them.
+        let done = unsafe { libc::write(file.as_fd().as_raw_fd(), start.as_ptr().cast(), length) };
+        Ok(Errno::result(done)? as usize)
+    }
+
+    /// Has the kernel write to this memory: reads up to `length` bytes from `file` to `offset`, waiting for the pages that are
+    /// missing. Returns how many.
+    ///
+    /// # Errors
+    /// What `read(2)` said.
+    pub fn read_in(&self, offset: usize, length: usize, file: impl AsFd) -> io::Result<usize> {
+        let start = self.checked(offset, length);
+        // SAFETY: the range lies inside this mapping, and nothing but atomic accesses refers to its bytes.
+        let done = unsafe { libc::read(file.as_fd().as_raw_fd(), start.as_ptr().cast(), length) };
+        Ok(Errno::result(done)? as usize)
+    }
+
+    /// Unmaps whole pages, as a VMM does that takes memory away. Nothing else ever gets their addresses: who touches one
+    /// gets SIGSEGV.
+    ///
+    /// # Errors
+    /// What `mmap(2)` said.
+    pub fn give_up(&self, offset: usize, length: usize) -> io::Result<()> {
+        let start = self.checked(offset, length);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: the range lies inside this mapping, which is replaced there by one that cannot be accessed at all. It goes
+        // with the rest.
+        let done = unsafe { libc::mmap(start.as_ptr().cast(), length, libc::PROT_NONE, flags, -1, 0) };
+        if done == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// What a forked copy of this process reads at `offset`. The copy waits for nothing and does nothing else.
+    ///
+    /// # Errors
+    /// What `fork(2)` said; `Other` when the copy was ended by a signal.
+    pub fn load_in_fork(&self, offset: usize) -> io::Result<u8> {
+        let byte = self.byte(offset);
+        // SAFETY: the child only loads a byte and calls _exit, both async-signal-safe.
+        match unsafe { fork() }? {
+            // SAFETY: _exit ends the child without running anything of this process.
+            ForkResult::Child => unsafe { libc::_exit(i32::from(byte.load(Ordering::Relaxed))) },
+            ForkResult::Parent { child } => match waitpid(child, None)? {
+                WaitStatus::Exited(_, value) => Ok(value as u8),
+                other => Err(io::Error::other(format!("the forked copy ended otherwise: {other:?}"))),
+            },
+        }
     }
 
     fn byte(&self, offset: usize) -> &AtomicU8 {

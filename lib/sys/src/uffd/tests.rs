@@ -87,3 +87,56 @@ fn a_descriptor_that_is_no_userfaultfd_is_refused() {
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     assert!(error.to_string().contains("pipe:"), "{error}");
 }
+
+#[test]
+fn who_waits_is_counted_whether_read_or_not() {
+    let Some((uffd, memory)) = registered(2) else { return };
+    let patience = std::time::Duration::from_secs(10);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| memory.load(0));
+        crate::process::readable(&uffd, patience).unwrap();
+        assert_eq!(uffd.waiting().unwrap(), Waiting { faults: 1, unread: 1 });
+        events(&uffd);
+        assert_eq!(uffd.waiting().unwrap(), Waiting { faults: 1, unread: 0 });
+        // Filled and not woken: the page is there, and its reader still waits.
+        assert!(matches!(uffd.copy_quietly(memory.address(), &[7; PAGE]), Filled::Bytes(PAGE)));
+        assert_eq!(uffd.waiting().unwrap().faults, 1);
+        uffd.wake(memory.address(), PAGE as u64).unwrap();
+        assert_eq!(reader.join().unwrap(), 7);
+    });
+}
+
+#[test]
+fn the_kernel_waits_for_pages_as_a_thread_does() {
+    let Some((uffd, memory)) = registered(2) else { return };
+    let (mut reader, writer) = io::pipe().unwrap();
+    std::thread::scope(|scope| {
+        let kernel = scope.spawn(|| memory.write_out(0, PAGE, &writer));
+        crate::process::readable(&uffd, std::time::Duration::from_secs(10)).unwrap();
+        events(&uffd);
+        assert!(matches!(uffd.copy(memory.address(), &[9; PAGE]), Filled::Bytes(PAGE)));
+        assert_eq!(kernel.join().unwrap().unwrap(), PAGE);
+    });
+    assert!(matches!(uffd.copy(memory.address() + PAGE as u64, &[1; PAGE]), Filled::Bytes(PAGE)));
+    assert_eq!(memory.read_in(PAGE, PAGE, &mut reader).unwrap(), PAGE);
+    assert_eq!(memory.load(PAGE + 5), 9);
+}
+
+#[test]
+fn a_forked_copy_has_the_pages_that_are_there_and_zeros_for_the_others() {
+    let Some((uffd, memory)) = registered(2) else { return };
+    assert!(matches!(uffd.copy(memory.address(), &[3; PAGE]), Filled::Bytes(PAGE)));
+    assert_eq!(memory.load_in_fork(8).unwrap(), 3);
+    assert_eq!(memory.load_in_fork(PAGE).unwrap(), 0);
+    assert!(events(&uffd).is_empty());
+}
+
+#[test]
+fn memory_given_up_cannot_be_filled_and_its_neighbours_can() {
+    let Some((uffd, memory)) = registered(3) else { return };
+    memory.give_up(PAGE, PAGE).unwrap();
+    let base = memory.address();
+    assert!(matches!(uffd.copy(base + PAGE as u64, &[1; PAGE]), Filled::Unmapped));
+    assert!(matches!(uffd.copy(base + 2 * PAGE as u64, &[1; PAGE]), Filled::Bytes(PAGE)));
+    assert_eq!(memory.load(2 * PAGE), 1);
+}
