@@ -137,6 +137,12 @@ pub enum Error {
         /// What is wrong with it.
         fault: crate::trace::TraceFault,
     },
+    /// This user may not have a userfaultfd, so it cannot play a VMM.
+    #[error("no userfaultfd here: it needs CAP_SYS_PTRACE, or read-write access to /dev/userfaultfd")]
+    NoUserfaultfd {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Two of our processes do not understand each other.
     #[error("the page server answered with something else than expected: {what}")]
     Protocol {
@@ -166,7 +172,7 @@ impl Fault for Error {
             Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
             Self::ImageShort { .. } | Self::ImageLost { .. } | Self::Trace { .. } => Kind::Corrupt,
             Self::NotRunning { .. } => Kind::NotFound,
-            Self::NoProgram { .. } => Kind::Unsupported,
+            Self::NoProgram { .. } | Self::NoUserfaultfd { .. } => Kind::Unsupported,
             Self::Died { .. } | Self::Protocol { .. } => Kind::Internal,
         }
     }
@@ -191,6 +197,7 @@ impl Fault for Error {
             Self::Died { .. } => "uffd.died",
             Self::NoProgram { .. } => "uffd.no_program",
             Self::Trace { .. } => "uffd.trace",
+            Self::NoUserfaultfd { .. } => "uffd.no_userfaultfd",
             Self::Protocol { .. } => "uffd.protocol",
         }
     }

@@ -7,6 +7,7 @@
 mod ahead;
 mod area;
 mod bits;
+mod check;
 mod config;
 mod control;
 mod ending;
@@ -135,5 +136,6 @@ pub static TOOL: Tool = Tool {
             ..Verb::new("stop", "end a server; one that is gone already is success", stop::run)
         },
         report::VERB,
+        check::VERB,
     ],
 };

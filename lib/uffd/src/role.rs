@@ -5,16 +5,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::{Error, guardian, server};
+use crate::{Error, check, guardian, server};
 
 pub(crate) const PROGRAM: &str = "wrenn-uffd";
 pub(crate) const SERVER: &str = "--server";
 pub(crate) const GUARDIAN: &str = "--guardian";
+pub(crate) const VMM: &str = "--vmm";
 
 /// Plays the part that this process was started for; `None` when it was started by a user. For the program's `main`.
 pub fn role() -> Option<ExitCode> {
     let mut words = std::env::args().skip(1);
-    let role = words.next().filter(|word| word == SERVER || word == GUARDIAN)?;
+    let role = words.next().filter(|word| [SERVER, GUARDIAN, VMM].contains(&word.as_str()))?;
+    if role == VMM {
+        return Some(check::vmm::run(&words.next().unwrap_or_default()));
+    }
     let started = sys::signals::block().and_then(|()| sys::detach::inherited(1));
     let pipe = match started.map(|pipes| pipes.into_iter().next()) {
         Ok(Some(pipe)) => pipe,
