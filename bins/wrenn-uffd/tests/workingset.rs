@@ -106,7 +106,11 @@ fn while_it_records_it_loads_nothing_ahead_and_then_everything() {
 #[test]
 fn what_half_of_the_runs_asked_for_is_kept_and_each_run_tells_what_the_set_was_worth() {
     let bench = bench();
+    // One whose writer was killed.
+    let left = bench.path("snap/.workingset.1.partial");
+    fs::write(&left, "{").unwrap();
     let first = record(&bench, &[10, 11, 12, 300]);
+    assert!(!left.exists());
     assert_eq!((&first["runs"], &first["compared"]), (&json!(1), &Value::Null));
     let second = record(&bench, &[10, 11, 12, 400]);
     assert_eq!((&second["runs"], &second["set_bytes"]), (&json!(2), &bytes(5)));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use wire::{Undo, Value, json};
 
-use crate::{Error, Removed, place};
+use crate::{Error, Removed, directory, place};
 
 /// The file's name in a snapshot's directory.
 pub const FILE: &str = "workingset";
@@ -227,12 +227,18 @@ impl Seen {
     }
 }
 
-/// Writes a snapshot's working set whole; one that is there is replaced.
+/// Writes a snapshot's working set whole; one that is there is replaced. What somebody who was killed has begun goes.
 ///
 /// # Errors
 /// What the kernel said.
 pub fn write(dir: &Path, set: &WorkingSet, undo: &mut Undo) -> Result<PathBuf, Error> {
     let path = dir.join(FILE);
+    let begun = |name: &String| name.starts_with(&format!(".{FILE}.")) && name.ends_with(".partial");
+    for left in directory::names(dir)?.into_iter().filter(begun).map(|name| dir.join(name)) {
+        if place::is_left_over(&left).unwrap_or(false) {
+            let _ = std::fs::remove_file(left);
+        }
+    }
     let partial = place::Partial::create(&path)?;
     io::Write::write_all(&mut &partial.file, set.to_json().as_bytes()).map_err(Error::io("write", &path))?;
     partial.replace(undo)?;

@@ -103,7 +103,7 @@ impl Seen {
         }
     }
 
-    /// What it has seen, as fields of `stats`. What is in the trace is in its file when this returns, or soon.
+    /// What it has seen, as fields of `stats`. What is in the trace is in its file when this returns.
     pub fn fields(&mut self) -> Value {
         let Counts { copied_bytes, zeroed_bytes, around, rereads, .. } = self.counts;
         let answers = Kind::ALL.iter().zip(self.answers);

@@ -26,7 +26,7 @@ const MEDIAN: u64 = 15;
 
 /// The kinds, their colours (those of Okabe and Ito, for all eyes) and what they are called.
 const KINDS: [(Kind, &str, &str); 8] = [
-    (Kind::Prefetch, "#dde5e0", "loaded ahead"),
+    (Kind::Prefetch, "#b5c4bb", "loaded ahead"),
     (Kind::Replay, "#f3cf8a", "working set"),
     (Kind::Remove, "#000000", "discarded"),
     (Kind::Image, "#0072b2", "fault: image"),
@@ -36,6 +36,9 @@ const KINDS: [(Kind, &str, &str); 8] = [
     (Kind::Unmapped, "#999999", "fault: unmapped"),
 ];
 
+/// The line of what was loaded ahead.
+const LINE_COLOUR: &str = "#009e73";
+
 /// Draws it.
 pub(crate) fn draw(trace: &Trace) -> String {
     let scale = Scale::of(trace);
@@ -43,7 +46,7 @@ pub(crate) fn draw(trace: &Trace) -> String {
     svg.rect((0, 0), (WIDTH, STRIP + STRIP_HEIGHT + 50), "#ffffff");
     svg.text(LEFT, 24, "start", title(trace));
     legend(&mut svg, trace);
-    axes(&mut svg, &scale);
+    axes(&mut svg, &scale, is_ahead(trace));
     addresses(&mut svg, &scale, trace);
     progress(&mut svg, &scale, trace);
     latencies(&mut svg, &scale, trace);
@@ -111,14 +114,20 @@ fn legend(svg: &mut Svg, trace: &Trace) {
         0 => None,
         count => Some((colour, format!("{name} ({count})"))),
     });
-    for (index, (colour, name)) in entries.enumerate() {
+    let line = is_ahead(trace).then(|| (LINE_COLOUR, "all loaded ahead, right scale".to_owned()));
+    for (index, (colour, name)) in entries.chain(line).enumerate() {
         let (column, row) = (index as u64 % 4, index as u64 / 4);
         svg.entry(LEFT + column * 235, 36 + row * LINE, colour, name);
     }
 }
 
+/// Whether anything was loaded ahead.
+fn is_ahead(trace: &Trace) -> bool {
+    trace.records.iter().any(|record| matches!(record.kind, Kind::Replay | Kind::Prefetch))
+}
+
 /// Frames, ticks and what they mean.
-fn axes(svg: &mut Svg, scale: &Scale) {
+fn axes(svg: &mut Svg, scale: &Scale, ahead: bool) {
     let mut grid = String::new();
     let step = round(scale.time / 8.0);
     let (unit, name) = if scale.time < 10e9 { (1e6, "ms") } else { (1e9, "s") };
@@ -133,7 +142,9 @@ fn axes(svg: &mut Svg, scale: &Scale) {
         let y = TOP + HEIGHT - HEIGHT * eighth / 8;
         let _ = write!(grid, "M{LEFT} {y}h{PLOT}");
         svg.text(LEFT - 8, y + 4, "end", number(scale.memory / 8.0 * eighth as f64 / 1048576.0));
-        svg.text(LEFT + PLOT + 8, y + 4, "start", format_args!("{}%", number(eighth as f64 * 12.5)));
+        if ahead {
+            svg.text(LEFT + PLOT + 8, y + 4, "start", format_args!("{}%", number(eighth as f64 * 12.5)));
+        }
     }
     for power in scale.decades.0..=scale.decades.1 {
         let latency = Duration::from_nanos(10u64.saturating_pow(power.max(0) as u32));
@@ -148,8 +159,7 @@ fn axes(svg: &mut Svg, scale: &Scale) {
         svg.text(LEFT - 8, y + 4, "end", text);
     }
     svg.path(&grid, "stroke=\"#e4e4e4\" fill=\"none\"");
-    svg.text(LEFT - 8, TOP - 12, "end", "MiB");
-    svg.text(LEFT + PLOT + 8, TOP - 12, "start", "ahead");
+    svg.text(LEFT - 8, TOP - 12, "end", "memory, MiB");
     svg.text(LEFT, STRIP - 8, "start", "how long each fault waited; the line is the median");
 }
 
@@ -232,8 +242,7 @@ fn progress(svg: &mut Svg, scale: &Scale, trace: &Trace) {
         }
     }
     let _ = write!(data, "H{}", LEFT + PLOT);
-    svg.path(&data, "stroke=\"#009e73\" stroke-width=\"2\" fill=\"none\"");
-    svg.text(LEFT + PLOT - 6, last.1.max(TOP + 14) + 14, "end", "loaded ahead, share of memory");
+    svg.path(&data, &format!("stroke=\"{LINE_COLOUR}\" stroke-width=\"2\" fill=\"none\""));
 }
 
 /// The lower plot.

@@ -1,13 +1,11 @@
 //! The trace: a file of what a server did and when, in records of one size (docs/format.md).
 //!
-//! The thread that serves faults only appends 32 bytes to a buffer; another one writes full buffers.
+//! A fault costs an append to a buffer, and every two thousandth a write of 64 KiB to the page cache.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Error;
@@ -23,7 +21,7 @@ pub const RECORD: usize = 32;
 /// The most records of a file: 32 MiB.
 pub const MOST: u64 = 1 << 20;
 
-/// Bytes that are handed to the writer at once.
+/// Bytes that are written at once.
 const BUFFER: usize = 64 << 10;
 
 /// What a record is about.
@@ -230,13 +228,14 @@ impl Trace {
     }
 }
 
-/// A file to write records to.
+/// A file to write records to. In the thread that serves: a second one would make each of its system calls dearer, as
+/// the kernel then counts who uses a descriptor.
 #[derive(Debug)]
 pub(crate) struct Writer {
+    /// `None` once it could not be written.
+    file: Option<File>,
     buffer: Vec<u8>,
     written: u64,
-    pages: Option<Sender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
@@ -248,19 +247,10 @@ impl Writer {
     }
 
     /// Writes to a file that was begun. When the disk is full, what does not fit is lost, and nothing else.
-    pub fn new(mut file: File, header: Header) -> Self {
-        let (pages, full) = channel::<Vec<u8>>();
-        let thread = std::thread::spawn(move || {
-            while let Ok(buffer) = full.recv() {
-                if let Err(error) = file.write_all(&buffer) {
-                    eprintln!("{} wrenn-uffd: the trace ends here: {error}", wire::timestamp());
-                    return;
-                }
-            }
-        });
+    pub fn new(file: File, header: Header) -> Self {
         let mut buffer = Vec::with_capacity(BUFFER);
         buffer.extend(header.to_bytes());
-        Self { buffer, written: 0, pages: Some(pages), thread: Some(thread) }
+        Self { file: Some(file), buffer, written: 0 }
     }
 
     pub fn push(&mut self, record: Record) {
@@ -276,12 +266,15 @@ impl Writer {
         }
     }
 
-    /// Hands over what there is so far.
+    /// Writes what there is so far.
     pub fn flush(&mut self) {
-        if let Some(pages) = self.pages.as_ref().filter(|_| !self.buffer.is_empty()) {
-            // A writer that met an error has gone, and said so.
-            let _ = pages.send(std::mem::replace(&mut self.buffer, Vec::with_capacity(BUFFER)));
+        if let Some(file) = &mut self.file
+            && let Err(error) = file.write_all(&self.buffer)
+        {
+            eprintln!("{} wrenn-uffd: the trace ends here: {error}", wire::timestamp());
+            self.file = None;
         }
+        self.buffer.clear();
     }
 
     /// How many records there are.
@@ -293,8 +286,6 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.flush();
-        drop(self.pages.take());
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

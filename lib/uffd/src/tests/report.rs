@@ -60,12 +60,12 @@ fn the_picture_has_title_axes_units_and_a_legend_of_what_is_there() {
     for text in [
         "2 page faults in 1024 MiB",
         "time since the VMM connected, ms",
-        ">MiB<",
+        ">memory, MiB<",
         ">10 µs<",
         "fault: image (2)",
         "discarded (1)",
         "loaded ahead (1)",
-        "share of memory",
+        "all loaded ahead",
     ] {
         assert!(svg.contains(text), "{text} in {svg}");
     }
