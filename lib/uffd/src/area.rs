@@ -107,7 +107,13 @@ impl Area {
                 (uffd.copy(address, scratch.assemble(image, offset, self.region.page_size)), true)
             }
         };
-        Fill { filled, from_image }
+        match filled {
+            // Of a range that ends beyond what is mapped the kernel fills nothing, and says the same: ask for the page alone.
+            Filled::Unmapped if pages.end - pages.start > 1 => {
+                self.fill(uffd, image, pages.start..pages.start + 1, limit, scratch)
+            }
+            filled => Fill { filled, from_image },
+        }
     }
 
     fn piece<'a>(&self, image: &'a Image, pages: Range<u64>, limit: Limit) -> Piece<'a> {

@@ -8,10 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sys::process::Process;
 
-use super::huge::Reserved;
+use super::huge::Allowed;
 use super::model::Model;
 use super::processes;
 use super::report::{Outcome, Report};
@@ -55,8 +58,8 @@ enum Heard {
     Skipped(String),
     /// It is the server's turn.
     Ready,
-    /// It has ended; how.
-    Died(String),
+    /// It has ended; how, and by which signal.
+    Died(String, Option<Signal>),
 }
 
 impl Suite<'_> {
@@ -65,8 +68,8 @@ impl Suite<'_> {
         let skipped =
             |why| Report { outcome: Outcome::Skipped(why), ms: 0.0, server: None, log: String::new() };
         let layout = &scenario.layout;
-        let _huge = match layout.is_huge().then(|| Reserved::new(layout.mapped())).transpose() {
-            Ok(reserved) => reserved,
+        let _huge = match layout.is_huge().then(|| Allowed::new(layout.mapped())).transpose() {
+            Ok(allowed) => allowed,
             Err(why) => return Ok(skipped(why)),
         };
         let files = self.files(scenario)?;
@@ -134,7 +137,8 @@ impl Suite<'_> {
             (_, Heard::Skipped(why)) => Outcome::Skipped(why),
             (_, Heard::Failed(why)) => Outcome::Failed(why),
             (Ending::Played | Ending::Stopped, Heard::Passed) => Outcome::Passed,
-            (Ending::Stopped, Heard::Died(how)) => {
+            // Stopped, or an access that failed (SIGBUS).
+            (Ending::Stopped, Heard::Died(how, Some(Signal::SIGKILL | Signal::SIGTERM | Signal::SIGBUS))) => {
                 *note = Some(format!("the VMM was {how}"));
                 Outcome::Passed
             }
@@ -143,10 +147,10 @@ impl Suite<'_> {
                 processes::go_on(&server.processes());
                 self.let_go(files, server, note)?
             }
-            (Ending::Killed | Ending::Refused, Heard::Ready | Heard::Died(_)) => {
+            (Ending::Killed | Ending::Refused, Heard::Ready | Heard::Died(..)) => {
                 self.let_go(files, server, note)?
             }
-            (_, Heard::Died(how)) => {
+            (_, Heard::Died(how, _)) => {
                 // It may still be about to say why.
                 let server = server.wait(AT_ONCE).map_err(Error::io("wait for", "the server"))?;
                 *note = server.map(|status| ending(status).0);
@@ -188,7 +192,7 @@ impl Suite<'_> {
         };
         let why = match heard {
             Heard::Failed(why) | Heard::Skipped(why) => why,
-            Heard::Died(how) => format!("that was {how}"),
+            Heard::Died(how, _) => format!("that was {how}"),
             Heard::Passed | Heard::Ready => "that did not play its part".into(),
         };
         Ok(Outcome::Failed(format!(
@@ -293,7 +297,7 @@ impl Vmm {
             if said {
                 let mut buffer = [0; 4096];
                 match self.events.read(&mut buffer).map_err(failed)? {
-                    0 => return Ok(Heard::Died(self.how_it_ended())),
+                    0 => return Ok(self.how_it_ended()),
                     count => self.heard.extend_from_slice(&buffer[..count]),
                 }
             }
@@ -314,22 +318,18 @@ impl Vmm {
         }
     }
 
-    fn how_it_ended(&mut self) -> String {
-        match self.process.as_ref().map(|process| process.wait(SLACK)) {
-            Some(Ok(true)) | None => {}
-            _ => return "silent".into(),
+    fn how_it_ended(&self) -> Heard {
+        if !matches!(self.process.as_ref().map(|process| process.wait(SLACK)), Some(Ok(true)) | None) {
+            return Heard::Died("silent".into(), None);
         }
-        // Seen by its state and not waited for: a server that kills its peer by pid must not meet another process.
-        let info = nix::sys::wait::waitid(
-            nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(self.child.id() as i32)),
-            nix::sys::wait::WaitPidFlag::WEXITED
-                | nix::sys::wait::WaitPidFlag::WNOWAIT
-                | nix::sys::wait::WaitPidFlag::WNOHANG,
-        );
-        match info {
-            Ok(nix::sys::wait::WaitStatus::Signaled(_, signal, _)) => format!("ended by {signal}"),
-            Ok(nix::sys::wait::WaitStatus::Exited(_, status)) => format!("ended with exit status: {status}"),
-            _ => "ended".into(),
+        // Looked at and not waited for: a server that kills its peer by pid must not meet another process.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(Pid::from_raw(self.child.id() as i32)), flags) {
+            Ok(WaitStatus::Signaled(_, signal, _)) => Heard::Died(format!("ended by {signal}"), Some(signal)),
+            Ok(WaitStatus::Exited(_, status)) => {
+                Heard::Died(format!("ended with exit status: {status}"), None)
+            }
+            _ => Heard::Died("ended".into(), None),
         }
     }
 

@@ -1,49 +1,55 @@
-//! Huge pages of 2 MiB for a scenario: those that are free, or as many more as are needed for as long as it takes.
+//! Huge pages of 2 MiB for a scenario: those that are free, and as many more as it needs for as long as it takes.
 
-use std::fs;
+use std::fs::{self, File};
+
+use nix::fcntl::{Flock, FlockArg};
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// Keeps so many pages in the pool; puts the pool's size back when it goes.
+/// How many pages the kernel may give beyond the pool: such a page goes again with its mapping, so the pool stays as it is.
+const LIMIT: &str = "nr_overcommit_hugepages";
+
+/// Lets so many pages be had; puts the kernel's limit back when it goes.
 #[derive(Debug)]
-pub(crate) struct Reserved {
+pub(crate) struct Allowed {
     before: Option<usize>,
+    /// Two who each put back what they found would leave something behind: one after the other.
+    _turn: Flock<File>,
 }
 
-impl Reserved {
-    /// Makes sure that `pages` are free.
+impl Allowed {
+    /// Makes sure that the kernel would give `pages`, if it has the memory.
     ///
     /// # Errors
-    /// Why there are none, for people.
+    /// Why it would not, for people.
     pub fn new(pages: usize) -> Result<Self, String> {
+        let pool =
+            File::open(POOL).map_err(|error| format!("this kernel has no huge pages of 2 MiB: {error}"))?;
+        let turn = Flock::lock(pool, FlockArg::LockExclusive).map_err(|(_, errno)| errno.to_string())?;
         let free = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
-        if free >= pages {
-            return Ok(Self { before: None });
+        let before = read(LIMIT)?;
+        let limit = read("surplus_hugepages")? + pages.saturating_sub(free);
+        if free >= pages || before >= limit {
+            return Ok(Self { before: None, _turn: turn });
         }
-        let before = read("nr_hugepages")?;
-        let wanted = before + pages - free;
-        fs::write(format!("{POOL}/nr_hugepages"), wanted.to_string())
+        fs::write(format!("{POOL}/{LIMIT}"), limit.to_string())
             .map_err(|error| format!("{free} huge pages of 2 MiB are free, {pages} are needed: {error}"))?;
-        let reserved = Self { before: Some(before) };
-        match read("nr_hugepages")? {
-            got if got >= wanted => Ok(reserved),
-            got => Err(format!("this host gives {got} huge pages of 2 MiB, {wanted} are needed")),
-        }
+        Ok(Self { before: Some(before), _turn: turn })
     }
 }
 
-impl Drop for Reserved {
+impl Drop for Allowed {
     fn drop(&mut self) {
         if let Some(before) = self.before
-            && let Err(error) = fs::write(format!("{POOL}/nr_hugepages"), before.to_string())
+            && let Err(error) = fs::write(format!("{POOL}/{LIMIT}"), before.to_string())
         {
-            log::warn!("{POOL}/nr_hugepages was {before} before, and cannot be put back: {error}");
+            log::warn!("{POOL}/{LIMIT} was {before} before, and cannot be put back: {error}");
         }
     }
 }
 
 fn read(name: &str) -> Result<usize, String> {
-    let text = fs::read_to_string(format!("{POOL}/{name}"))
-        .map_err(|error| format!("this kernel has no huge pages of 2 MiB: {error}"))?;
+    let text =
+        fs::read_to_string(format!("{POOL}/{name}")).map_err(|error| format!("{POOL}/{name}: {error}"))?;
     text.trim().parse().map_err(|_| format!("{POOL}/{name} is {text:?}"))
 }

@@ -140,6 +140,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_scenario_is_in_the_page_as_it_is_here() {
+        let page = include_str!("../../../../docs/wrenn-uffd.md");
+        for Scenario { name, must, .. } in scenarios() {
+            assert!(page.contains(&format!("| `{name}` | {must} |")), "{name}");
+        }
+    }
+
+    #[test]
     fn every_scenario_has_a_name_of_its_own_and_says_in_one_line_what_must_hold() {
         let mut names: Vec<_> = scenarios().map(|scenario| scenario.name).collect();
         names.sort_unstable();

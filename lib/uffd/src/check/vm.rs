@@ -32,7 +32,15 @@ impl Vm {
     pub fn new(stage: &Stage) -> Result<Self, Unmet> {
         let layout = stage.scenario.layout;
         let page_size = layout.page_size;
-        let memory = Memory::map(layout.mapped() * page_size, layout.is_huge())?;
+        let memory =
+            Memory::map(layout.mapped() * page_size, layout.is_huge()).map_err(|error| {
+                match layout.is_huge() {
+                    true => {
+                        Unmet::Skipped(format!("this host gives no {} huge pages: {error}", layout.mapped()))
+                    }
+                    false => error.into(),
+                }
+            })?;
         let uffd = Arc::new(Uffd::create()?);
         waits::watch(Arc::downgrade(&uffd));
         let vm =
