@@ -1,5 +1,6 @@
 //! A test that cannot run here reports itself, never passes in silence.
 
+use std::fmt::Display;
 use std::io::Write;
 
 /// Says that the test `name` did not run and why: `SKIPPED: name: reason` on stderr, and appended to the file that
@@ -17,4 +18,9 @@ pub fn report(name: &str, reason: &str) {
     if let Err(error) = appended {
         panic!("{name} cannot report that it was skipped ({reason}): {}: {error}", path.display());
     }
+}
+
+/// As [`report`], of the test whose thread this is.
+pub fn here(reason: impl Display) {
+    report(std::thread::current().name().unwrap_or_default(), &reason.to_string());
 }

@@ -20,7 +20,7 @@ struct Mounted {
 
 impl Mounted {
     /// Makes and mounts one. `None`, and reported, where that cannot be.
-    fn new(test: &str, kind: &str) -> Option<Self> {
+    fn new(kind: &str) -> Option<Self> {
         let bench = Bench::new();
         let (image, at) = (bench.path("image"), bench.path("fs"));
         File::create(&image).unwrap().set_len(512 << 20).unwrap();
@@ -32,7 +32,7 @@ impl Mounted {
             let make = format!("mkfs.{kind}");
             let made = Command::new(&make).arg("-q").arg(&image).output();
             if !made.as_ref().is_ok_and(|made| made.status.success()) {
-                wrenn_tests::skip::report(test, &format!("{make} cannot: {made:?}"));
+                wrenn_tests::skip::here(format!("{make} cannot: {made:?}"));
                 return None;
             }
             mount.args(["-o", "loop"]).arg(&image);
@@ -40,7 +40,7 @@ impl Mounted {
         let mounted = mount.arg(&at).output().expect("mount");
         if !mounted.status.success() {
             let why = String::from_utf8_lossy(&mounted.stderr);
-            wrenn_tests::skip::report(test, &format!("cannot mount {kind}: {}", why.trim()));
+            wrenn_tests::skip::here(format!("cannot mount {kind}: {}", why.trim()));
             return None;
         }
         Some(Self { bench })
@@ -93,8 +93,8 @@ fn change(mounted: &Mounted, memory: &mut [u8], seed: usize) {
     }
 }
 
-fn memory_survives(test: &str, kind: &str) {
-    let Some(mounted) = Mounted::new(test, kind) else { return };
+fn memory_survives(kind: &str) {
+    let Some(mounted) = Mounted::new(kind) else { return };
     let bench = &mounted.bench;
     for block_size in [4096, 2 << 20] {
         // Two fifths are data; the file is written whole, zeros too.
@@ -136,8 +136,8 @@ fn memory_survives(test: &str, kind: &str) {
 }
 
 /// What a copy takes beyond the file it is made of, in bytes.
-fn copy_takes(test: &str, kind: &str) -> Option<u64> {
-    let mounted = Mounted::new(test, kind)?;
+fn copy_takes(kind: &str) -> Option<u64> {
+    let mounted = Mounted::new(kind)?;
     let mut memory = vec![0; MEMORY];
     fill(&mut memory, 0..MEMORY / PAGE, 1);
     fs::write(mounted.bench.path("fs/raw"), &memory).unwrap();
@@ -153,28 +153,28 @@ fn copy_takes(test: &str, kind: &str) -> Option<u64> {
 
 #[test]
 fn memory_survives_tmpfs() {
-    memory_survives("memory_survives_tmpfs", "tmpfs");
+    memory_survives("tmpfs");
 }
 
 #[test]
 fn memory_survives_ext4() {
-    memory_survives("memory_survives_ext4", "ext4");
+    memory_survives("ext4");
 }
 
 #[test]
 fn memory_survives_xfs() {
-    memory_survives("memory_survives_xfs", "xfs");
+    memory_survives("xfs");
 }
 
 #[test]
 fn memory_survives_btrfs() {
-    memory_survives("memory_survives_btrfs", "btrfs");
+    memory_survives("btrfs");
 }
 
 #[test]
 fn a_copy_shares_its_data_where_the_file_system_can() {
     for kind in ["xfs", "btrfs"] {
-        let Some(taken) = copy_takes("a_copy_shares_its_data_where_the_file_system_can", kind) else {
+        let Some(taken) = copy_takes(kind) else {
             continue;
         };
         assert!(taken < MEMORY as u64 / 4, "{kind}: {taken} bytes are taken");

@@ -70,7 +70,7 @@ impl Said {
                 "passed" => {}
                 "skipped" => {
                     assert!(name.starts_with("huge-"), "{line}");
-                    eprintln!("skipped: {name}: {}", line["reason"]);
+                    wrenn_tests::skip::here(format!("{name}: {}", line["reason"]));
                 }
                 _ => panic!("{line}"),
             }
@@ -96,7 +96,9 @@ impl Said {
 
 /// Whether this user may have a userfaultfd at all.
 fn is_possible() -> bool {
-    sys::uffd::Uffd::create().inspect_err(|error| eprintln!("skipped: no userfaultfd here: {error}")).is_ok()
+    let skip =
+        |error: &std::io::Error| wrenn_tests::skip::here(format!("no userfaultfd for this user: {error}"));
+    sys::uffd::Uffd::create().inspect_err(skip).is_ok()
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn a_source_shorter_than_its_header_says_is_refused_when_it_is_opened() {
 #[test]
 fn a_vmm_of_another_user_is_refused_and_the_next_one_served() {
     if !nix::unistd::geteuid().is_root() {
-        return eprintln!("SKIPPED: a_vmm_of_another_user_is_refused_and_the_next_one_served: needs root");
+        return wrenn_tests::skip::here("needs root, to become somebody else");
     }
     let bench = Bench::new(64);
     // Where another user can reach it, as the test's own directory is closed to him.
@@ -217,7 +217,7 @@ fn a_handshake_in_pieces_with_a_late_descriptor_is_taken() {
     bench.detached(&[]);
     let memory = Memory::map(64 * PAGE, false).unwrap();
     let Ok(uffd) = Uffd::create() else {
-        return eprintln!("SKIPPED: a_handshake_in_pieces_with_a_late_descriptor_is_taken: no userfaultfd");
+        return wrenn_tests::skip::here("no userfaultfd for this user");
     };
     uffd.register(&memory, 0, memory.len()).unwrap();
     let message = json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,

@@ -35,9 +35,8 @@ fn last_line(output: &Output) -> Value {
 
 #[test]
 fn an_ordinary_user_serves_where_the_device_lets_him() {
-    let test = "an_ordinary_user_serves_where_the_device_lets_him";
     if !nix::unistd::geteuid().is_root() || !fs::exists("/dev/userfaultfd").unwrap() {
-        return wrenn_tests::skip::report(test, "needs root, to become somebody else, and /dev/userfaultfd");
+        return wrenn_tests::skip::here("needs root, to become somebody else, and /dev/userfaultfd");
     }
     let output = check_as_nobody("666");
     let summary = last_line(&output);

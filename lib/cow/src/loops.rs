@@ -100,7 +100,7 @@ mod tests {
     /// `None`, and a line that says so, where there are no loop devices to be had.
     fn bench(test: &str) -> Option<Bench> {
         if let Err(error) = OpenOptions::new().write(true).open("/dev/loop-control") {
-            eprintln!("SKIPPED: {test}: loop devices cannot be used: {error}");
+            wrenn_tests::skip::report(test, &format!("loop devices cannot be used: {error}"));
             return None;
         }
         let dir = tempfile::Builder::new().prefix("wrenn-cow-").tempdir().unwrap();

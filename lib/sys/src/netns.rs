@@ -92,7 +92,9 @@ mod tests {
         let inside = on_own_thread(|| unshare_net().map(|()| inode()));
         match inside {
             Ok(inside) => assert_ne!(inside, before),
-            Err(error) => eprintln!("skipped: making a network namespace needs CAP_SYS_ADMIN: {error}"),
+            Err(error) => {
+                wrenn_tests::skip::here(format!("making a network namespace needs CAP_SYS_ADMIN: {error}"));
+            }
         }
         assert_eq!(inode(), before);
     }

@@ -111,8 +111,7 @@ mod tests {
     #[test]
     fn a_name_that_the_kernel_would_cut_is_refused() {
         let Ok(tun) = Tun::open() else {
-            eprintln!("skipped: there is no {DEVICE} to open");
-            return;
+            return wrenn_tests::skip::here(format!("there is no {DEVICE} to open"));
         };
         let error = tun.attach("sixteen-letters-").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);

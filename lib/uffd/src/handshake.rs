@@ -145,7 +145,10 @@ mod tests {
     }
 
     fn uffd() -> Option<Uffd> {
-        Uffd::create().inspect_err(|error| eprintln!("skipped: no userfaultfd here: {error}")).ok()
+        let skip = |error: &io::Error| {
+            wrenn_tests::skip::here(format!("no userfaultfd for this user: {error}"));
+        };
+        Uffd::create().inspect_err(skip).ok()
     }
 
     fn refusal(handshake: &mut Handshake) -> String {

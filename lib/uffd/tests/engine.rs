@@ -302,7 +302,7 @@ fn memory_of_huge_pages_is_served_in_huge_pages() {
     let Some(uffd) = userfaultfd() else { return };
     let _pool = match HugePages::reserve(6) {
         Ok(pool) => pool,
-        Err(reason) => return eprintln!("SKIPPED: memory_of_huge_pages_is_served_in_huge_pages: {reason}"),
+        Err(reason) => return wrenn_tests::skip::here(reason),
     };
     let memory = Memory::map(6 * HUGE, true).unwrap();
     uffd.register(&memory, 0, memory.len()).unwrap();

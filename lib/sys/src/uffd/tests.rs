@@ -2,7 +2,7 @@ use super::*;
 
 const PAGE: usize = 4096;
 
-/// Memory that waits to be filled, or `None` (and a reason on stderr) where this user may not have that.
+/// Memory that waits to be filled, or `None` (which is reported) where this user may not have that.
 fn registered(pages: usize) -> Option<(Uffd, Memory)> {
     let memory = Memory::map(pages * PAGE, false).unwrap();
     match Uffd::create() {
@@ -11,7 +11,7 @@ fn registered(pages: usize) -> Option<(Uffd, Memory)> {
             Some((uffd, memory))
         }
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS)) => {
-            eprintln!("skipped: no userfaultfd here: {error}");
+            wrenn_tests::skip::here(format!("no userfaultfd for this user: {error}"));
             None
         }
         Err(error) => panic!("{error}"),

@@ -61,8 +61,7 @@ pub fn userfaultfd() -> Option<Uffd> {
     match Uffd::create() {
         Ok(uffd) => Some(uffd),
         Err(error) => {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            eprintln!("SKIPPED: {name}: no userfaultfd for this user: {error}");
+            wrenn_tests::skip::here(format!("no userfaultfd for this user: {error}"));
             None
         }
     }
