@@ -354,6 +354,37 @@ fn a_range_that_is_gone_is_passed_over() {
 }
 
 #[test]
+fn the_neighbours_of_a_range_that_is_gone_get_their_own_content() {
+    // In the middle of what is filled at once: ahead, for a reader in order, and zeros for one.
+    for way in ["ahead", "fetched", "refilled"] {
+        let Some((memory, mut engine)) = served(64) else { return };
+        if way == "refilled" {
+            load_all(&mut engine, 1 << 20);
+            thread::scope(|scope| {
+                let discard = scope.spawn(|| memory.discard(0, 64 * PAGE));
+                serve_while(&mut engine, discard).unwrap();
+            });
+        }
+        engine.uffd().unregister(memory.address() + 13 * PAGE as u64, 15 * PAGE as u64).unwrap();
+        if way == "ahead" {
+            load_all(&mut engine, 1 << 20);
+        }
+        thread::scope(|scope| {
+            let mapped: Vec<_> = (0..13).chain(28..64).collect();
+            let wanted = mapped.clone();
+            let memory = &memory;
+            let read =
+                scope.spawn(move || wanted.iter().map(|index| page(memory, *index)).collect::<Vec<_>>());
+            let bytes = serve_while(&mut engine, read);
+            for (index, bytes) in mapped.into_iter().zip(bytes) {
+                let expected = if way == "refilled" { [0; PAGE] } else { content(index) };
+                assert!(bytes == expected, "{way}: page {index}");
+            }
+        });
+    }
+}
+
+#[test]
 fn memory_given_back_whole_needs_no_server_any_more() {
     let Some((memory, mut engine)) = served(64) else { return };
     load_all(&mut engine, 1 << 20);
