@@ -124,7 +124,7 @@ fn our_server_passes_every_scenario_on_demand_from_a_snapshot() {
 }
 
 #[test]
-fn a_server_of_a_hundred_lines_that_does_everything_right_passes_every_scenario() {
+fn a_small_server_that_does_everything_right_passes_every_scenario() {
     if is_possible() {
         check_wrong(Fault::None, None, 20.0).all_passed();
     }
@@ -311,4 +311,52 @@ fn nothing_of_a_server_is_left_and_interrupting_leaves_nothing_either() {
     let left: Vec<_> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["started"]);
+}
+
+#[test]
+fn a_check_that_is_killed_takes_its_server_along() {
+    if !is_possible() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_wrenn-uffd");
+    let mut child = Command::new(program)
+        .args(["check", "scenarios:=[\"handshake-never\"]", "--", program, "serve"])
+        .args(["source.raw={memory}", "socket={socket}"])
+        .env("TMPDIR", dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = || {
+        let attempt = std::fs::read_dir(dir.path()).unwrap().flatten().next()?;
+        std::fs::read_to_string(attempt.path().join("log")).ok()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let listening = loop {
+        assert!(Instant::now() < deadline, "the server never listened");
+        let text = log().unwrap_or_default();
+        match text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) {
+            Some(event) => break event,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let server = sys::process::Process::of_pid(listening["pid"].as_i64().unwrap() as i32).unwrap();
+    let has_vmm = || {
+        let path = format!("/proc/{0}/task/{0}/children", child.id());
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        children.split_whitespace().any(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.contains("--vmm"))
+        })
+    };
+    while !has_vmm() {
+        assert!(Instant::now() < deadline, "the VMM was never started");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(server.wait(Duration::from_secs(30)).unwrap(), "the server goes on");
+    while std::fs::read_dir(dir.path()).unwrap().next().is_some() {
+        assert!(Instant::now() < deadline, "its files stay");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -450,28 +450,32 @@ fn an_image_that_was_cut_short_behind_our_back_is_an_error_not_zeros() {
     assert_eq!(engine.missing(), 48 * PAGE as u64);
 }
 
-/// Huge pages for as long as this lives.
-struct HugePages(String);
+/// Huge pages for as long as this lives: the kernel may give so many beyond its pool. Its pool stays as it is, as resizing
+/// one that somebody else is resizing leaves the kernel's counts wrong.
+struct HugePages {
+    before: String,
+    _turn: nix::fcntl::Flock<std::fs::File>,
+}
 
 impl HugePages {
-    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
     fn reserve(count: usize) -> Result<Self, String> {
-        let read = || std::fs::read_to_string(Self::POOL).map_err(|error| format!("{}: {error}", Self::POOL));
-        let before = read()?.trim().to_owned();
-        let have: usize = before.parse().map_err(|_| format!("{} holds {before:?}", Self::POOL))?;
-        std::fs::write(Self::POOL, (have + count).to_string())
-            .map_err(|error| format!("{}: {error}", Self::POOL))?;
-        let pool = Self(before);
-        match read()?.trim().parse::<usize>() {
-            Ok(now) if now >= have + count => Ok(pool),
-            _ => Err("no memory for huge pages".into()),
-        }
+        let said = |error: std::io::Error| format!("{}: {error}", Self::POOL);
+        let read = |name: &str| std::fs::read_to_string(format!("{}/{name}", Self::POOL)).map_err(said);
+        let pool = std::fs::File::open(Self::POOL).map_err(said)?;
+        let lock = nix::fcntl::Flock::lock(pool, nix::fcntl::FlockArg::LockExclusive);
+        let turn = lock.map_err(|(_, errno)| said(errno.into()))?;
+        let before = read("nr_overcommit_hugepages")?.trim().to_owned();
+        let surplus: usize = read("surplus_hugepages")?.trim().parse().map_err(|_| "no number".to_owned())?;
+        let limit = (surplus + count).to_string();
+        std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), limit).map_err(said)?;
+        Ok(Self { before, _turn: turn })
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = std::fs::write(Self::POOL, &self.0);
+        let _ = std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), &self.before);
     }
 }

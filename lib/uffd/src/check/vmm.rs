@@ -5,15 +5,16 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::model::Model;
 use super::scenario::Unmet;
 use super::stage::Stage;
-use super::{find, waits};
+use super::{find, processes, waits};
 
 /// The whole process. `orders` are those of [`super::attempt`]; descriptor 3 takes what it has to say, 4 ends when the
 /// verb does.
@@ -36,9 +37,10 @@ pub(crate) fn run(orders: &str) -> ExitCode {
         events: Mutex::new(File::from(events)),
         is_ready: AtomicBool::new(false),
     });
-    // No VMM outlives the verb: it would wait for pages for ever.
+    let left = stage.clone();
     std::thread::spawn(move || {
         let _ = File::from(leash).read_to_end(&mut Vec::new());
+        clean_up(&left);
         std::process::exit(1);
     });
     let watched = stage.clone();
@@ -51,6 +53,17 @@ pub(crate) fn run(orders: &str) -> ExitCode {
     stage.tell(&outcome);
     // Whatever threads still wait end with the process.
     std::process::exit(0);
+}
+
+/// The verb was killed: nothing of the scenario outlives it. (As long as it lives it kills this process first.)
+fn clean_up(stage: &Stage) {
+    let roots = stage.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for process in processes::tree(&roots) {
+        let _ = process.signal(Signal::SIGKILL);
+    }
+    if let Some(dir) = stage.socket.parent() {
+        let _ = std::fs::remove_dir_all(dir);
+    }
 }
 
 /// Gives up when it has taken too long, and says what was waited for.
