@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sys::process::any_readable;
 use wire::{Call, Reply, json};
 
 use crate::Error;
@@ -24,15 +24,12 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 }
 
 fn until_readable(fd: &impl AsFd) -> Result<(), std::io::Error> {
+    let fds: Vec<_> = [fd.as_fd()].into_iter().chain(sys::signals::fd()).collect();
     loop {
-        let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-        fds.extend(sys::signals::fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) | Ok(0) => {}
-            Err(errno) => return Err(errno.into()),
-            Ok(_) if fds[0].any() == Some(true) => return Ok(()),
-            Ok(_) if sys::signals::pending().is_some() => return Err(Errno::EINTR.into()),
-            Ok(_) => {}
+        match any_readable(&fds)?[0] {
+            true => return Ok(()),
+            false if sys::signals::pending().is_some() => return Err(Errno::EINTR.into()),
+            false => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -148,6 +148,21 @@ pub fn readable(fd: &impl AsFd, limit: Duration) -> io::Result<bool> {
     }
 }
 
+/// Waits, for ever, until one of these is readable or at its end. Says of each whether it is.
+///
+/// # Errors
+/// What poll said.
+pub fn any_readable(fds: &[BorrowedFd]) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<PollFd> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => return Ok(fds.iter().map(|fd| fd.any() == Some(true)).collect()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Whether a pid is alive, and its start time.
 fn stat(pid: i32) -> io::Result<(bool, u64)> {
     let text =
@@ -204,6 +219,15 @@ mod tests {
         child.wait().unwrap();
         assert!(!process.is_alive());
         assert!(!process.signal(Signal::SIGKILL).unwrap());
+    }
+
+    #[test]
+    fn a_wait_for_several_says_which_of_them_it_was() {
+        let ((one, mut write), (two, writer)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        io::Write::write_all(&mut write, b"x").unwrap();
+        assert_eq!(any_readable(&[one.as_fd(), two.as_fd()]).unwrap(), [true, false]);
+        drop(writer);
+        assert_eq!(any_readable(&[one.as_fd(), two.as_fd()]).unwrap(), [true, true], "and one at its end");
     }
 
     #[test]

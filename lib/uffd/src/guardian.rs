@@ -10,11 +10,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
-use sys::process::Process;
+use sys::process::{Process, any_readable};
 
 use crate::Error;
 use crate::config::Config;
@@ -88,13 +86,8 @@ impl Guardian {
     fn wait(&mut self) -> Result<(), Error> {
         loop {
             let signals = sys::signals::fd().filter(|_| !self.told);
-            let mut fds = vec![PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
-            fds.extend(signals.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::io("listen to", "the page server")(errno.into())),
-            }
-            if fds[0].any() == Some(true) {
+            let fds: Vec<_> = [self.pipe.as_fd()].into_iter().chain(signals).collect();
+            if any_readable(&fds).map_err(Error::io("listen to", "the page server"))?[0] {
                 return Ok(());
             }
             if sys::signals::pending().is_some() {

@@ -217,23 +217,13 @@ struct Stdin;
 
 impl Read for Stdin {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         let stdin = std::io::stdin();
-        if let Some(signals) = sys::signals::fd() {
-            loop {
-                let mut fds =
-                    [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals, PollFlags::POLLIN)];
-                match poll(&mut fds, PollTimeout::NONE) {
-                    Err(nix::errno::Errno::EINTR) => continue,
-                    Err(errno) => return Err(errno.into()),
-                    Ok(_) if fds[1].any() == Some(true) => {
-                        sys::signals::pending();
-                        return Err(std::io::Error::other("interrupted"));
-                    }
-                    Ok(_) => break,
-                }
-            }
+        if let Some(signals) = sys::signals::fd()
+            && sys::process::any_readable(&[stdin.as_fd(), signals])?[1]
+        {
+            sys::signals::pending();
+            return Err(std::io::Error::other("interrupted"));
         }
         nix::unistd::read(stdin.as_fd(), buffer).map_err(Into::into)
     }

@@ -8,8 +8,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sys::listener::Listener;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -57,12 +55,11 @@ pub async fn serve(
 async fn signal() -> io::Result<()> {
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        let fds = [sys::signals::fd(), sys::signals::seen_fd()].into_iter().flatten();
-        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let fds = [sys::signals::fd(), sys::signals::seen_fd()].map(Option::into_iter);
+        let fds: Vec<_> = fds.into_iter().flatten().collect();
         while sys::signals::pending().is_none() {
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return tell.send(Err(errno.into())),
+            if let Err(error) = sys::process::any_readable(&fds) {
+                return tell.send(Err(error));
             }
         }
         tell.send(Ok(()))
