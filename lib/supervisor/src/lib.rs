@@ -13,6 +13,7 @@ mod journal;
 mod list;
 mod listing;
 mod meanwhile;
+mod notify;
 mod pause;
 mod recall;
 mod reconcile;

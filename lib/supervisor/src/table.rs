@@ -5,7 +5,7 @@ use wire::{Field, Input, LockOf, Tool, Type, Verb};
 use crate::watch::{self, verbs};
 use crate::{
     copy, create, doctor, exec, gc, list, listing, pause, reconcile, resume, rm, serve, shutdown, snapshot,
-    template,
+    template, top,
 };
 
 const ID: Field = Field::need("id", Type::Id, "the sandbox");
@@ -273,7 +273,7 @@ pub static TOOL: Tool = Tool {
             ..Verb::new("shutdown", "pause all that runs and leave a clean host", shutdown::run)
         },
         verbs::WATCH,
-        verbs::TOP,
+        top::VERB,
         Verb {
             reply: &[
                 Field::need("checks", Type::Array, "name, ok, message, and a remedy where it is not ok"),

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use store::Sandboxes;
-use wire::{Call, Document, Error, Host, Id, Kind, Reply, Value};
+use wire::{Call, Document, Error, Field, Host, Id, Input, Kind, LockOf, Reply, Type, Value, Verb};
 
 use crate::sample::{self, Sample};
 use crate::{columns, watch};
@@ -17,7 +17,25 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 
 const COLUMNS: [&str; 9] = ["ID", "TEMPLATE", "CPU%", "RESIDENT", "LAZY", "COW%", "RX/s", "TX/s", "CONN"];
 
-pub fn run(call: &mut Call) -> Result<Reply, Error> {
+/// The verb.
+pub const VERB: Verb = Verb {
+    fields: &[
+        Field::may("interval", Type::Number, "seconds between two tables, 0.1 to 86400 (default 2)")
+            .flag("interval"),
+        Field::may(
+            "count",
+            Type::Integer,
+            "so many tables, at least 1, then the end (default: until it is interrupted)",
+        )
+        .flag("count"),
+    ],
+    example: "wrenn top --count 1",
+    input: Input::None,
+    lock: LockOf::None,
+    ..Verb::new("top", "what running sandboxes use, as a table", run)
+};
+
+fn run(call: &mut Call) -> Result<Reply, Error> {
     let interval = watch::interval(call.document.find("interval")?.unwrap_or(INTERVAL))?;
     let count: Option<u64> = call.document.find("count")?;
     if count == Some(0) {

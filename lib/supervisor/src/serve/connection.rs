@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::stream::{Flushes, Stream};
 use super::{Server, answer};
-use crate::watch::notify::notify;
+use crate::notify::notify;
 
 /// Connections at once; the next one waits in the kernel's queue.
 const CONNECTIONS: usize = 512;

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use wire::{Call, Error, Host, Kind, Reply, json};
 
 use self::events::Feed;
-use crate::watch::notify::notify;
+use crate::notify::notify;
 
 /// Verbs at work at once; the next one waits for its turn.
 const VERBS: usize = 16;

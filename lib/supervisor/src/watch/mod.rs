@@ -11,7 +11,6 @@ mod eyes;
 mod idle;
 mod life;
 mod metrics;
-pub mod notify;
 mod retry;
 mod round;
 pub mod verbs;
@@ -23,8 +22,9 @@ use std::time::Duration;
 use sys::lock::Lock;
 use wire::{Call, Error, Host, Kind, Reply, json};
 
-use notify::notify;
 use round::Watch;
+
+use crate::notify::notify;
 
 /// What becomes of an idle sandbox: the words of `spec.on_expiry`, the default first.
 pub const ON_EXPIRY: &[&str] = &["pause", "destroy"];

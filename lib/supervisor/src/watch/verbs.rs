@@ -1,4 +1,4 @@
-//! `wrenn watch` and `wrenn top`, for the table of verbs.
+//! `wrenn watch`, for the table of verbs.
 
 use wire::{Field, Input, LockOf, Type, Verb};
 
@@ -25,22 +25,4 @@ pub const WATCH: Verb = Verb {
     input: Input::None,
     lock: LockOf::None,
     ..Verb::new("watch", "pause what is idle, notice what dies, take samples: one event a line", super::run)
-};
-
-/// `wrenn top`.
-pub const TOP: Verb = Verb {
-    fields: &[
-        Field::may("interval", Type::Number, "seconds between two tables, 0.1 to 86400 (default 2)")
-            .flag("interval"),
-        Field::may(
-            "count",
-            Type::Integer,
-            "so many tables, at least 1, then the end (default: until it is interrupted)",
-        )
-        .flag("count"),
-    ],
-    example: "wrenn top --count 1",
-    input: Input::None,
-    lock: LockOf::None,
-    ..Verb::new("top", "what running sandboxes use, as a table", crate::top::run)
 };
