@@ -6,6 +6,7 @@ mod columns;
 mod copy;
 mod create;
 mod doctor;
+mod documents;
 mod exec;
 mod failed;
 mod gc;

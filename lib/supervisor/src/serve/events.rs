@@ -1,7 +1,8 @@
 //! The states of all sandboxes and their changes, from inotify on the documents: they are the truth whoever changes them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -10,14 +11,13 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use store::Sandboxes;
 use tokio::sync::mpsc;
 use wire::{Error, Host, Id, Kind, json};
 
 use super::Server;
 use super::reply::{self, Body};
+use crate::documents::{Change, Documents};
 
 /// Lines that wait for a reader. One that is further behind is let go.
 const BEHIND: usize = 1024;
@@ -42,20 +42,13 @@ impl Feed {
             Error::new(Kind::of_io(&error), "serve.watch", message).detail(error)
         };
         std::fs::create_dir_all(&all).map_err(failed)?;
-        let start = || {
-            let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-            let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
-            let root = inotify.add_watch(&all, flags | AddWatchFlags::IN_ONLYDIR)?;
-            Ok((inotify, root))
-        };
-        let (inotify, root) = start().map_err(failed)?;
+        let documents = Documents::new(host).map_err(failed)?;
         let feed = Self::default();
-        let mut follower =
-            Follower { host: host.clone(), inotify, root, dirs: HashMap::new(), feed: feed.clone() };
+        let mut follower = Follower { host: host.clone(), documents, feed: feed.clone() };
         follower.look_at_all();
         let follow = move || {
-            let errno = follower.follow();
-            log::error!("the documents are not followed any more: {errno}");
+            let error = follower.follow();
+            log::error!("the documents are not followed any more: {error}");
             follower.feed.close();
         };
         std::thread::Builder::new().name("events".into()).spawn(follow).map_err(failed)?;
@@ -137,47 +130,30 @@ impl http_body::Body for Lines {
     }
 }
 
-/// Reads the kernel's notes.
+/// Tells of the documents what changes.
 struct Follower {
     host: Host,
-    inotify: Inotify,
-    root: WatchDescriptor,
-    dirs: HashMap<WatchDescriptor, Id>,
+    documents: Documents,
     feed: Feed,
 }
 
 impl Follower {
     /// Follows for ever. Gives why it cannot.
-    fn follow(&mut self) -> Errno {
+    fn follow(&mut self) -> io::Error {
         loop {
-            match self.inotify.read_events() {
-                Ok(events) => events.iter().for_each(|event| self.note(event)),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return errno,
+            let waited = sys::process::any_readable(&[self.documents.as_fd()]);
+            match waited.and_then(|_| self.documents.read()) {
+                Ok(changes) => changes.into_iter().for_each(|change| self.note(change)),
+                Err(error) => return error,
             }
         }
     }
 
-    fn note(&mut self, event: &InotifyEvent) {
-        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-            return self.look_at_all();
-        }
-        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-            self.dirs.remove(&event.wd);
-            return;
-        }
-        let name = event.name.as_ref().and_then(|name| name.to_str());
-        if event.wd != self.root {
-            if name == Some("sandbox.json")
-                && let Some(id) = self.dirs.get(&event.wd)
-            {
-                self.look_at(&id.clone());
-            }
-        } else if let Some(id) = name.and_then(|name| Id::new(name).ok()) {
-            match event.mask.contains(AddWatchFlags::IN_DELETE) {
-                true => self.feed.tell(&id, None),
-                false => self.enter(id),
-            }
+    fn note(&mut self, change: Change) {
+        match change {
+            Change::Document(id) | Change::Came(id) => self.look_at(&id),
+            Change::Went(id) => self.feed.tell(&id, None),
+            Change::Lost => self.look_at_all(),
         }
     }
 
@@ -188,19 +164,10 @@ impl Follower {
         for gone in known.iter().filter(|id| !ids.contains(id)) {
             self.feed.tell(gone, None);
         }
-        ids.into_iter().for_each(|id| self.enter(id));
-    }
-
-    /// Follows one more sandbox. Its document is read after that: what is written later is noticed.
-    fn enter(&mut self, id: Id) {
-        let dir = self.host.sandbox_dir(&id);
-        match self.inotify.add_watch(&dir, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR) {
-            Ok(watch) => {
-                self.dirs.insert(watch, id.clone());
-                self.look_at(&id);
-            }
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno) => log::warn!("{id} is not followed: {errno}"),
+        for id in ids {
+            // Read after that: what is written later is noticed.
+            self.documents.follow(&id);
+            self.look_at(&id);
         }
     }
 

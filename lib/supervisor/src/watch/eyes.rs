@@ -1,23 +1,19 @@
 //! What wakes the watch: documents that change, processes that end, threads with news, a signal, and the time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use wire::{Error, Host, Id, Kind};
 
-const DOCUMENT: &str = "sandbox.json";
+use crate::documents::{Change, Documents};
 
 /// Where it looks.
 pub struct Eyes {
-    inotify: Inotify,
-    all: PathBuf,
-    root: WatchDescriptor,
-    dirs: HashMap<WatchDescriptor, Id>,
+    documents: Documents,
 }
 
 /// What was seen.
@@ -43,24 +39,12 @@ impl Eyes {
             let message = format!("cannot make {}", all.display());
             Error::new(Kind::of_io(&error), "watch.root", message).detail(error)
         })?;
-        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-        let inotify = Inotify::init(flags).map_err(failed("make an inotify"))?;
-        let coming = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-        let going = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
-        let root = inotify.add_watch(&all, coming | going).map_err(failed("watch the sandboxes"))?;
-        Ok(Self { inotify, all, root, dirs: HashMap::new() })
+        Ok(Self { documents: Documents::new(host).map_err(failed("watch the sandboxes"))? })
     }
 
-    /// Looks at this sandbox's document from now on. One that is gone already is seen as such when it is next read.
+    /// Looks at this sandbox's document from now on. All are read at every round, too.
     pub fn add(&mut self, id: &Id) {
-        // Documents are renamed into place.
-        let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
-        match self.inotify.add_watch(&self.all.join(id.as_str()), flags) {
-            Ok(watch) => drop(self.dirs.insert(watch, id.clone())),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            // Past fs.inotify.max_user_watches, say. All documents are read at every round.
-            Err(errno) => log::warn!("{id}: changes will be seen late: {errno}"),
-        }
+        self.documents.follow(id);
     }
 
     /// Waits until there is something to see, at most until then.
@@ -73,12 +57,12 @@ impl Eyes {
     ) -> Result<Seen, Error> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds: Vec<PollFd> = processes.iter().map(|fd| readable(*fd)).collect();
-        fds.push(readable(self.inotify.as_fd()));
+        fds.push(readable(self.documents.as_fd()));
         fds.push(readable(bell));
         fds.extend(signals.map(readable));
         match poll(&mut fds, timeout(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(failed("wait")(errno)),
+            Err(errno) => return Err(failed("wait")(errno.into())),
         }
         let is_ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any() == Some(true));
         let count = processes.len();
@@ -96,28 +80,13 @@ impl Eyes {
     }
 
     fn read(&mut self, seen: &mut Seen) -> Result<(), Error> {
-        loop {
-            let events = match self.inotify.read_events() {
-                Ok(events) => events,
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(errno) => return Err(failed("read what inotify tells")(errno)),
-            };
-            for event in events {
-                let name = event.name.as_ref().and_then(|name| name.to_str());
-                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    seen.lost = true;
-                } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                    self.dirs.remove(&event.wd);
-                } else if event.wd == self.root {
-                    let id = name.and_then(|name| Id::new(name).ok());
-                    // Before it is read: what is written after that is seen.
-                    id.iter().for_each(|id| self.add(id));
-                    seen.changed.extend(id);
-                } else if name == Some(DOCUMENT) {
-                    seen.changed.extend(self.dirs.get(&event.wd).cloned());
-                }
+        for change in self.documents.read().map_err(failed("read what inotify tells"))? {
+            match change {
+                Change::Document(id) | Change::Came(id) | Change::Went(id) => drop(seen.changed.insert(id)),
+                Change::Lost => seen.lost = true,
             }
         }
+        Ok(())
     }
 }
 
@@ -127,10 +96,11 @@ fn timeout(until: Instant) -> PollTimeout {
     PollTimeout::try_from(left.min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX)
 }
 
-fn failed(what: &'static str) -> impl FnOnce(Errno) -> Error {
-    move |errno| {
-        let message = format!("cannot {what}");
-        Error::new(Kind::of_errno(errno), "watch.kernel", message).detail(errno).errno(errno as i32)
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| {
+        let (message, errno) = (format!("cannot {what}"), error.raw_os_error());
+        let error = Error::new(Kind::of_io(&error), "watch.kernel", message).detail(error);
+        errno.into_iter().fold(error, Error::errno)
     }
 }
 
@@ -144,27 +114,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sandboxes_that_come_change_and_go_are_seen_and_other_files_are_not() {
+    fn all_that_has_changed_is_seen_at_once_and_each_sandbox_once() {
         let root = tempfile::tempdir().unwrap();
         let mut eyes = Eyes::new(&Host::new(root.path(), root.path().join("run"))).unwrap();
         let bell = EventFd::new().unwrap();
-        let look = |eyes: &mut Eyes| {
-            let until = Instant::now() + Duration::from_millis(20);
-            let seen = eyes.wait(&[], bell.as_fd(), None, until).unwrap();
-            seen.changed.into_iter().map(|id| id.to_string()).collect::<Vec<_>>()
-        };
-        let dir = root.path().join("sandboxes/sb-1");
-        fs::create_dir(&dir).unwrap();
-        assert_eq!(look(&mut eyes), ["sb-1"]);
-        eyes.add(&Id::new("absent").unwrap());
-        fs::write(dir.join("sandbox.new"), "{}").unwrap();
-        fs::create_dir(root.path().join("sandboxes/.no-id")).unwrap();
-        assert_eq!(look(&mut eyes), [""; 0]);
-        fs::rename(dir.join("sandbox.new"), dir.join(DOCUMENT)).unwrap();
-        assert_eq!(look(&mut eyes), ["sb-1"]);
-        fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(look(&mut eyes), ["sb-1"]);
-        assert!(eyes.dirs.is_empty());
+        for id in ["sb-1", "sb-2"] {
+            fs::create_dir(root.path().join("sandboxes").join(id)).unwrap();
+        }
+        fs::remove_dir(root.path().join("sandboxes/sb-1")).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        let seen = eyes.wait(&[], bell.as_fd(), None, until).unwrap();
+        let ids = ["sb-1", "sb-2"].map(|id| Id::new(id).unwrap());
+        assert_eq!(seen, Seen { changed: ids.into(), ..Seen::default() });
+        let seen = eyes.wait(&[], bell.as_fd(), None, Instant::now() + Duration::from_millis(20)).unwrap();
+        assert_eq!(seen, Seen::default());
     }
 
     #[test]
