@@ -63,6 +63,11 @@ impl Agent {
         &self.url
     }
 
+    /// The VM it lives in, where that is known.
+    pub(crate) fn vm(&self) -> Option<&Vm> {
+        self.vm.as_deref()
+    }
+
     /// Asks whether the agent is there, for at most `limit`. Gives its version, if it tells one.
     pub(crate) fn health(&self, limit: Duration) -> Result<Option<String>, Box<ureq::Error>> {
         let call = self.http.get(format!("{}/health", self.url)).config().timeout_global(Some(limit)).build();

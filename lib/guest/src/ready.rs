@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use sys::process::Process;
 use wire::{Call, Document, Reply};
 
 use crate::{Agent, Error};
@@ -16,8 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let agent = Agent::of(call.document)?;
     let limit = limit(call.document)?;
-    let vm = vm(call.document)?;
-    let version = wait(&agent, limit, vm)?;
+    let version = wait(&agent, limit)?;
     call.document.set("guest.url", agent.url());
     if let Some(version) = version {
         call.document.set("guest.version", version);
@@ -39,19 +37,7 @@ fn limit(document: &Document) -> Result<Duration, wire::Error> {
         .map_err(|_| wire::Error::field(field, format!("must be seconds from 0, not {seconds}")))
 }
 
-/// The VMM's process and its log, if the document names one.
-fn vm(document: &Document) -> Result<Option<(Process, String)>, wire::Error> {
-    if document.get("vm.pid").is_none() {
-        return Ok(None);
-    }
-    Ok(Some((document.process("vm")?, document.find("vm.log")?.unwrap_or_else(|| "its log".to_owned()))))
-}
-
-fn wait(
-    agent: &Agent,
-    limit: Duration,
-    vm: Option<(Process, String)>,
-) -> Result<Option<String>, wire::Error> {
+fn wait(agent: &Agent, limit: Duration) -> Result<Option<String>, wire::Error> {
     let started = Instant::now();
     let mut pause = PAUSE;
     loop {
@@ -72,18 +58,11 @@ fn wait(
             }
             .into());
         }
-        let ended = match &vm {
+        match agent.vm() {
             // The pause ends at once when the VM does.
-            Some((process, _)) => process.wait(pause.min(left)).unwrap_or(false),
-            None => {
-                std::thread::sleep(pause.min(left));
-                false
-            }
-        };
-        if let (true, Some((process, log))) = (ended, &vm) {
-            let gone = Error::VmGone { pid: process.pid, log: log.clone() }.into();
-            // Whoever takes down what is left takes the log too.
-            return Err(wire::last_lines(log.as_ref(), 0).into_iter().fold(gone, wire::Error::detail));
+            Some(vm) if vm.ends_within(pause.min(left)) => return Err(vm.is_gone()),
+            Some(_) => {}
+            None => std::thread::sleep(pause.min(left)),
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

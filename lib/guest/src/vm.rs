@@ -7,10 +7,10 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use sys::process::Process;
+use sys::process::{Process, any_readable};
 use wire::Document;
+
+use crate::Error;
 
 /// How long a VM may be on its way out when its connections are broken already.
 const ENDING: Duration = Duration::from_millis(500);
@@ -19,6 +19,7 @@ const ENDING: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Vm {
     process: Process,
+    log: Option<String>,
     /// Dropped with the last who holds this: the watch ends.
     watch: Mutex<Option<io::PipeWriter>>,
 }
@@ -29,7 +30,8 @@ impl Vm {
         if document.get("vm.pid").is_none() {
             return Ok(None);
         }
-        Ok(Some(Arc::new(Self { process: document.process("vm")?, watch: Mutex::new(None) })))
+        let (process, log) = (document.process("vm")?, document.find("vm.log")?);
+        Ok(Some(Arc::new(Self { process, log, watch: Mutex::new(None) })))
     }
 
     pub fn pid(&self) -> i32 {
@@ -38,7 +40,21 @@ impl Vm {
 
     /// Whether it has ended, or does so in a moment.
     pub fn has_ended(&self) -> bool {
-        self.process.wait(ENDING).unwrap_or(false)
+        self.ends_within(ENDING)
+    }
+
+    /// Waits for its end, at most so long. Whether it has come.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        self.process.wait(limit).unwrap_or(false)
+    }
+
+    /// That it ended while its agent was waited for, with the last it had to say: whoever takes down what is left takes
+    /// the log too.
+    pub fn is_gone(&self) -> wire::Error {
+        let log = self.log.clone().unwrap_or_else(|| "its log".to_owned());
+        let last = wire::last_lines(log.as_ref(), 0);
+        let gone = Error::VmGone { pid: self.pid(), log }.into();
+        last.into_iter().fold(gone, wire::Error::detail)
     }
 
     /// From now on all of `http`'s connections are cut when the VM ends.
@@ -56,24 +72,15 @@ impl Vm {
         let http = http.clone();
         let watcher = std::thread::Builder::new().name(format!("vm {}", self.pid())).stack_size(64 << 10);
         watcher.spawn(move || {
-            let ended = pidfd.is_none_or(|pidfd| first_of(&pidfd, &over));
+            let ended = pidfd.is_none_or(|pidfd| {
+                let ready = any_readable(&[pidfd.as_fd(), over.as_fd()]);
+                ready.is_ok_and(|ready| ready[0])
+            });
             if ended {
                 http.shutdown();
             }
         })?;
         *watch = Some(writer);
         Ok(())
-    }
-}
-
-/// Waits until one of them is readable. Whether it was the first.
-fn first_of(one: &impl AsFd, other: &impl AsFd) -> bool {
-    loop {
-        let mut fds = [one.as_fd(), other.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => {}
-            Err(_) => return false,
-            Ok(_) => return fds[0].any() == Some(true),
-        }
     }
 }
