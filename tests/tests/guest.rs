@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use sys::process::Process;
 use wrenn_tests::{Output, Program, Roots, Value, json, program};
 
 /// A running agent, ended with the test.
@@ -247,6 +249,34 @@ fn a_machine_id_is_fresh_unless_the_document_has_one() {
     assert!(first.0.len() == 32 && first.0.bytes().all(|c| c.is_ascii_hexdigit()), "{first:?}");
     let kept = init(&[&format!("guest.machine_id={}", first.0)]);
     assert!(kept.0 == first.0 && kept.1 != first.1, "{kept:?}");
+}
+
+#[test]
+fn a_call_to_an_agent_that_says_nothing_ends_with_its_vm() {
+    let roots = Roots::new();
+    for verb in ["ready", "init", "preload", "exec"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut vm = Command::new("sleep").arg("600").spawn().expect("a process in its place");
+        let process = Process::of_pid(vm.id() as i32).expect("its start");
+        let document = json!({
+            "guest": {"url": format!("http://{}", listener.local_addr().expect("its address"))},
+            "vm": {"pid": process.pid, "start_time": process.start_time, "boot_id": process.boot_id},
+            "cmd": ["true"],
+        });
+        let program = roots.program("wrenn-guest").args([verb, "-"]).stdin(document.to_string());
+        let called = std::thread::spawn(|| program.run());
+        // It asks, and is heard by nobody, as when the VM goes and its network with it.
+        let asked = listener.accept().expect("a connection");
+        let killed = Instant::now();
+        process.end(Duration::ZERO).expect("killed");
+        vm.wait().expect("its end");
+        let reply = called.join().expect("ended").status_is(8).reply();
+        let took = killed.elapsed();
+        drop((asked, listener));
+        assert_eq!(reply["error"]["code"], "guest.vm_gone", "{verb}: {reply}");
+        assert!(took < Duration::from_secs(10), "{verb}: noticed after {took:?}");
+        eprintln!("{verb}: noticed after {took:?}");
+    }
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Agent {
         Ok(version.and_then(|body| body.get("version")?.as_str().map(str::to_owned)))
     }
 
-    /// A short call with a JSON body, answered by JSON or by nothing.
+    /// A short call with a JSON body, answered by JSON or by nothing. It ends with the VM.
     pub(crate) fn post(
         &self,
         what: &'static str,
@@ -89,6 +89,7 @@ impl Agent {
         user: Option<&str>,
         body: &Value,
     ) -> Result<Value, Error> {
+        self.watch(what)?;
         let call = self.dress(self.http.post(format!("{}{path}", self.url)), user);
         let call =
             call.header("content-type", "application/json").config().timeout_global(Some(CALL)).build();
@@ -96,8 +97,9 @@ impl Agent {
         self.json(what, response)
     }
 
-    /// A short call without a body, answered by JSON or by nothing.
+    /// A short call without a body, answered by JSON or by nothing. It ends with the VM.
     pub(crate) fn get(&self, what: &'static str, path: &str) -> Result<Value, Error> {
+        self.watch(what)?;
         let call = self.dress(self.http.get(format!("{}{path}", self.url)), None);
         let response = call.config().timeout_global(Some(CALL)).build().call();
         self.json(what, response.map_err(|error| self.failed(what, error))?)
