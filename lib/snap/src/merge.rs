@@ -6,13 +6,12 @@ use std::time::Instant;
 use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
-use crate::chain::Chain;
 use crate::header::Header;
 use crate::pack::{self, Blocks};
-use crate::rewrite::Rewrite;
+use crate::rewrite::{self, Rewrite};
 use crate::scan::Expect;
 use crate::spans::Source;
-use crate::{directory, inspect, place};
+use crate::{directory, inspect};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -23,8 +22,8 @@ pub const VERB: Verb = Verb {
             Type::Integer,
             "the generation it shall be: so many builds, the oldest, stay as they are, and those after them become one; default 0, a full image",
         ),
-        Field::may("out", Type::Path, "where the merged image goes; made if absent; default dir itself"),
-        Field::may("build", Type::String, "the new diff file's UUID; default random"),
+        rewrite::OUT,
+        rewrite::BUILD,
     ],
     reply: pack::REPLY,
     example: "wrenn-snap merge dir=/tmp/snapshot out=/tmp/merged",
@@ -37,19 +36,10 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let dir: PathBuf = fields.need("dir")?;
     let out: Option<PathBuf> = fields.find("out")?;
     let down_to = fields.find("down_to")?.unwrap_or(0);
-    let build = new_build(call)?;
+    let build = rewrite::new_build(call)?;
     let (header, blocks) = merge(&dir, out.as_deref(), down_to, build, call.undo)?;
     pack::answer(call, out.as_deref().unwrap_or(&dir), &header, blocks, started);
     Ok(Reply::Document)
-}
-
-/// The new build's id, if one is asked for. In a sandbox's document the section's `build` is what `pack` has put there: the
-/// build that is there, not the new one.
-pub(crate) fn new_build(call: &Call) -> Result<Option<Uuid>, wire::Error> {
-    let fields = call.fields();
-    let of_pack = call.document.get("snapshot.build");
-    let asked = fields.value("build").filter(|(_, value)| Some(*value) != of_pack);
-    Ok(asked.map(|_| fields.need::<pack::BuildId>("build")).transpose()?.map(|build| build.0))
 }
 
 /// Collapses the chain in `dir` to the generation `down_to`, in its place, or in another directory, where memory alone
@@ -65,10 +55,7 @@ pub fn merge(
     build: Option<Uuid>,
     undo: &mut Undo,
 ) -> Result<(Header, Blocks), wire::Error> {
-    if out.is_none() {
-        place::lock_dir(dir, undo)?;
-    }
-    let old = Chain::open(dir)?;
+    let old = rewrite::open(dir, out, undo)?;
     let builds = directory::builds_by_age(dir, &old.header);
     let kept = builds.get(..down_to as usize).unwrap_or(&builds);
     if out.is_none() && kept.len() + 1 >= builds.len() && down_to > 0 && old.header.generation <= down_to {

@@ -7,21 +7,21 @@ use std::time::Instant;
 use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
+use crate::Error;
 use crate::chain::Chain;
 use crate::header::Header;
 use crate::pack::{self, Blocks};
-use crate::rewrite::Rewrite;
+use crate::rewrite::{self, Rewrite};
 use crate::scan::Expect;
 use crate::spans::Source;
-use crate::{Error, merge, place};
 
 /// The verb.
 pub const VERB: Verb = Verb {
     fields: &[
         Field::need("dir", Type::Path, "the snapshot's directory"),
         Field::need("parent", Type::Path, "the snapshot that it shall be relative to, of the same size"),
-        Field::may("out", Type::Path, "where the new image goes; made if absent; default dir itself"),
-        Field::may("build", Type::String, "the new diff file's UUID; default random"),
+        rewrite::OUT,
+        rewrite::BUILD,
     ],
     reply: pack::REPLY,
     example: "wrenn-snap rebase dir=/tmp/snapshot parent=/tmp/template out=/tmp/rebased",
@@ -33,7 +33,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     let fields = call.fields();
     let (dir, parent): (PathBuf, PathBuf) = (fields.need("dir")?, fields.need("parent")?);
     let out: Option<PathBuf> = fields.find("out")?;
-    let build = merge::new_build(call)?;
+    let build = rewrite::new_build(call)?;
     let (header, blocks) = rebase(&dir, &parent, out.as_deref(), build, call.undo)?;
     pack::answer(call, out.as_deref().unwrap_or(&dir), &header, blocks, started);
     Ok(Reply::Document)
@@ -52,10 +52,7 @@ pub fn rebase(
     build: Option<Uuid>,
     undo: &mut Undo,
 ) -> Result<(Header, Blocks), wire::Error> {
-    if out.is_none() {
-        place::lock_dir(dir, undo)?;
-    }
-    let old = Chain::open(dir)?;
+    let old = rewrite::open(dir, out, undo)?;
     let parent = Chain::open_any(parent, Some(old.header.block_size))?;
     let like = |header: &Header| (header.size, header.block_size);
     if like(&old.header) != like(&parent.header) {

@@ -4,18 +4,44 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use wire::Undo;
+use wire::{Call, Field, Type, Undo};
 
 use crate::chain::Chain;
 use crate::feed::Append;
 use crate::header::Header;
 use crate::input::Input;
-use crate::pack::Blocks;
+use crate::pack::{Blocks, BuildId};
 use crate::packing::{count, records};
 use crate::scan::{Expect, Scan, Scanned};
 use crate::spans::{Source, Spans};
 use crate::sums::Sums;
 use crate::{Error, directory, place, store, sums, workingset};
+
+/// The field that says where.
+pub const OUT: Field =
+    Field::may("out", Type::Path, "where the new image goes; made if absent; default dir itself");
+/// The field that names the new diff file.
+pub const BUILD: Field = Field::may("build", Type::String, "the new diff file's UUID; default random");
+
+/// The new build's id, if one is asked for. In a sandbox's document the section's `build` is what `pack` has put there: the
+/// build that is there, not the new one.
+pub fn new_build(call: &Call) -> Result<Option<Uuid>, wire::Error> {
+    let fields = call.fields();
+    let of_pack = call.document.get("snapshot.build");
+    let asked = fields.value("build").filter(|(_, value)| Some(*value) != of_pack);
+    Ok(asked.map(|_| fields.need::<BuildId>("build")).transpose()?.map(|build| build.0))
+}
+
+/// The snapshot in `dir`, which nobody else changes meanwhile if it is to be replaced.
+///
+/// # Errors
+/// `conflict` when somebody does; `not_found` and `corrupt` as it is; what the kernel said.
+pub fn open(dir: &Path, out: Option<&Path>, undo: &mut Undo) -> Result<Chain, Error> {
+    if out.is_none() {
+        place::lock_dir(dir, undo)?;
+    }
+    Chain::open(dir)
+}
 
 /// What to write, and where.
 pub struct Rewrite<'a> {
