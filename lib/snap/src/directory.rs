@@ -166,8 +166,13 @@ pub fn is_json(name: &str) -> bool {
 /// Whether a snapshot's directory may hold a file of that name: memory, state, disk, the page server's recording, or what
 /// a program that was killed has left of them.
 pub fn is_own(name: &str) -> bool {
-    let unfinished = name.starts_with('.') && (name.ends_with(".partial") || name.ends_with(".tmp"));
-    name == PLAIN || name.starts_with("memfile.") || is_state(name) || name == workingset::FILE || unfinished
+    let unfinished = wire::parse_partial(name).is_some() || (name.starts_with('.') && name.ends_with(".tmp"));
+    is_memory(name) || is_state(name) || name == workingset::FILE || unfinished
+}
+
+/// Whether a file of that name holds memory, or tells where it is or what its checksums are.
+pub fn is_memory(name: &str) -> bool {
+    name == PLAIN || name.starts_with("memfile.")
 }
 
 /// The names in a directory, sorted.

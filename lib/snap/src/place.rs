@@ -62,8 +62,7 @@ impl Partial {
     /// # Errors
     /// What the kernel said.
     pub fn create(target: &Path) -> Result<Self, Error> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        let path = wire::partial(target);
         // A guest's memory and disk are nobody else's to read.
         let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
         let file = file.map_err(Error::io("create", &path))?;

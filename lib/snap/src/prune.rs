@@ -7,7 +7,7 @@ use uuid::Uuid;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::chain::Chain;
-use crate::{Error, directory, place};
+use crate::{Error, directory, place, workingset};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -70,8 +70,8 @@ fn is_stray(chain: &Chain, path: &Path, name: &str) -> Result<bool, Error> {
     let used = |path: &Path| chain.diffs().iter().any(|diff| diff.path == path);
     // The header names its own build also where nothing of it is stored.
     let known = |build| build == chain.header.build || chain.diffs().iter().any(|diff| diff.build == build);
-    let begun = [".memfile.", ".workingset."].iter().any(|begin| name.starts_with(begin));
-    if begun && name.ends_with(".partial") {
+    let begun = |name: &str| directory::is_memory(name) || name == workingset::FILE;
+    if wire::parse_partial(name).is_some_and(|(name, _)| begun(name)) {
         return place::is_left_over(path);
     }
     if name == directory::PLAIN {

@@ -105,9 +105,8 @@ impl Snapshot {
         if out.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: out.to_owned() }.into());
         }
-        let name =
-            out.file_name().ok_or_else(|| Error::field("out", "must end in a name"))?.to_string_lossy();
-        let beside = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        out.file_name().ok_or_else(|| Error::field("out", "must end in a name"))?;
+        let beside = wire::partial(out);
         make_dir(&beside, undo)?;
 
         let build = self.memory_into(&beside, undo)?;

@@ -164,8 +164,7 @@ impl<'a> Templates<'a> {
             return Err(Error::TemplateInUse { name: name.to_string(), users });
         }
         // In one step: half a template must not be taken for one.
-        let leaf = template.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let beside = template.dir.with_file_name(format!(".{leaf}.{}{PARTIAL}", std::process::id()));
+        let beside = wire::partial(&template.dir);
         remove_path(&beside)?;
         fs::rename(&template.dir, &beside).map_err(Error::file("rename", &template.dir))?;
         remove_path(&beside)
@@ -190,9 +189,6 @@ impl<'a> Templates<'a> {
     }
 }
 
-/// What a template's directory is called while it is made or removed, after its name and the pid of who does it.
-const PARTIAL: &str = ".partial";
-
 /// Something beside templates that is none.
 enum Unfinished {
     /// A template's directory in the making or on its way out.
@@ -206,10 +202,10 @@ impl Unfinished {
         if let Some(id) = name.strip_prefix(".rootfs-").and_then(|rest| rest.strip_suffix(".ext4")) {
             return Some(Self::Disk(Id::new(id).ok()?));
         }
-        let (leaf, pid) = name.strip_prefix('.')?.strip_suffix(PARTIAL)?.rsplit_once('.')?;
+        let (leaf, pid) = wire::parse_partial(name)?;
         let whole = dir.join(leaf);
         let template = TemplateName::new(whole.strip_prefix(images).ok()?.to_str()?).ok()?;
-        Some(Self::Directory(template, pid.parse().ok()?))
+        Some(Self::Directory(template, pid))
     }
 
     /// The lock of whoever could be at work on it, if nobody is.
