@@ -18,6 +18,7 @@ wrenn_tests::on_a_toy![
     a_sandbox_whose_vmm_died_is_failed_and_wakes_from_its_last_pause,
     what_a_killed_operation_left_is_settled_by_whoever_comes_next,
     documents_that_are_damaged_or_gone_lose_no_pause_and_hide_no_other,
+    a_sandbox_that_there_is_none_of_is_not_settled_but_not_found,
 ];
 
 fn path(host: &TestHost, id: &str) -> std::path::PathBuf {
@@ -232,4 +233,18 @@ fn documents_that_are_damaged_or_gone_lose_no_pause_and_hide_no_other(host: &Tes
     for sandbox in [whole, torn, gone] {
         assert_eq!(sandbox.resume()["state"], "running");
     }
+}
+
+fn a_sandbox_that_there_is_none_of_is_not_settled_but_not_found(host: &TestHost) {
+    let sandbox = host.create("here");
+    let reconcile = |id: &'static str| host.wrenn(["reconcile", id]).run();
+    let refused = reconcile("heer").status_is(3).reply();
+    assert_eq!(refused["error"]["code"], "store.no_sandbox", "{refused}");
+    assert_eq!(reconcile("here").success().reply()["report"], json!([]));
+    host.step("half of one is something to settle");
+    fs::create_dir(host.root().join("sandboxes/half")).expect("what a killed create has left");
+    assert_eq!(reconcile("half").success().reply()["report"][0]["done"], "removed");
+    reconcile("half").status_is(3);
+    sandbox.verb("rm");
+    reconcile("here").status_is(3);
 }

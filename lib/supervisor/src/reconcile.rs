@@ -12,7 +12,8 @@ use crate::{failed, pause, rm};
 
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let ids = match call.document.id()? {
-        Some(id) => vec![id],
+        Some(id) if call.host.sandbox_dir(&id).exists() => vec![id],
+        Some(id) => return Err(store::Error::NoSandbox { id: id.to_string() }.into()),
         None => Sandboxes::of(call.host).ids()?,
     };
     let Settled { report, failed } = settle_all(call.host, ids, call.options);
