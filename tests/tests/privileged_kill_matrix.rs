@@ -1,5 +1,5 @@
-//! SIGKILL to whoever is at work on real sandboxes, at the steps of every operation: after `wrenn gc` the design's
-//! invariants hold as `scripts/check-host` sees them, and guest and disk have what they had. In the lab: docs/lifecycle.md.
+//! SIGKILL to whoever is at work on real sandboxes, at the steps of every operation: after `wrenn gc` what always holds
+//! (docs/wrenn.md) holds as `scripts/check-host` sees it, and guest and disk have what they had. In the lab: docs/lifecycle.md.
 //!
 //! One sandbox lives through it all. The usual run takes the most telling steps; `WRENN_TEST_KILLS=all` takes every one.
 
