@@ -8,10 +8,11 @@ use sys::process::Process;
 use wrenn_tests::follow::Followed;
 use wrenn_tests::host::TestHost;
 use wrenn_tests::program::LIMIT;
-use wrenn_tests::{Value, json, kernel, program};
+use wrenn_tests::{Output, Value, json, kernel, program};
 
 wrenn_tests::on_a_toy![
     of_two_pauses_at_once_the_second_is_a_conflict,
+    a_resume_that_comes_just_before_a_pause_calls_nothing_back,
     a_command_or_a_copy_whose_sandbox_is_paused_removed_or_dies_ends_and_says_why,
     a_command_runs_on_through_a_snapshot,
     a_command_asked_for_during_a_pause_waits_for_it_and_is_a_conflict,
@@ -43,6 +44,59 @@ fn of_two_pauses_at_once_the_second_is_a_conflict(host: &TestHost) {
         assert_eq!(second["error"]["code"], "wrenn.state", "{second}");
     });
     assert_eq!(host.wrenn(["get", "twice"]).run().success().reply()["state"], "paused");
+}
+
+/// A verb on this sandbox that has come as far as its lock, which somebody else has.
+fn waiting<'a>(
+    host: &TestHost,
+    scope: &'a thread::Scope<'a, '_>,
+    verb: &str,
+    id: &str,
+) -> thread::ScopedJoinHandle<'a, Output> {
+    let lock = format!("locks/{id}.op");
+    let who = || {
+        let all = kernel::processes_of(host.roots().dir()).into_iter();
+        let has = |pid: i32| kernel::descriptors(pid).iter().any(|file| file.ends_with(&lock));
+        all.filter(|(pid, _)| has(*pid)).count()
+    };
+    let (before, program) = (who(), host.wrenn([verb, id]));
+    let started = scope.spawn(|| program.run());
+    let deadline = Instant::now() + LIMIT;
+    while who() == before {
+        assert!(Instant::now() < deadline, "{verb} never comes");
+        thread::sleep(Duration::from_millis(1));
+    }
+    started
+}
+
+fn a_resume_that_comes_just_before_a_pause_calls_nothing_back(host: &TestHost) {
+    let sandbox = host.create("eager");
+    sandbox.sh("kept=eager;");
+    host.step("there is nothing to wake");
+    let refused = host.wrenn(["resume", "eager"]).run().status_is(4).reply();
+    assert_eq!(refused["error"]["code"], "wrenn.state", "{refused}");
+    sandbox.pause();
+    sandbox.resume();
+    host.step("both wait for their turn, and whose it is first is chance");
+    for _ in 0..6 {
+        let turn = sys::lock::exclusive(&host.roots().run().join("locks/eager.op"), LIMIT).expect("the lock");
+        let (resumed, paused) = thread::scope(|scope| {
+            let resume = waiting(host, scope, "resume", "eager");
+            let pause = waiting(host, scope, "pause", "eager");
+            drop(turn);
+            (resume.join().expect("ended"), pause.join().expect("ended"))
+        });
+        assert_eq!(paused.success().reply()["state"], "paused");
+        if resumed.status == Some(4) {
+            assert_eq!(resumed.reply()["error"]["code"], "wrenn.state", "{}", resumed.text());
+            assert_eq!(sandbox.document()["state"], "paused");
+            sandbox.resume();
+        } else {
+            host.note(&resumed.success().reply());
+            assert_eq!(sandbox.document()["state"], "running");
+        }
+        assert_eq!(sandbox.sh("cat /mem/kept /kept"), "eager\neager");
+    }
 }
 
 /// A command, or a copy, that has no end of its own.
