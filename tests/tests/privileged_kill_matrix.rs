@@ -94,6 +94,8 @@ fn every_step(host: &TestHost, operations: &[Operation]) {
 fn privileged_whoever_is_killed_nothing_is_lost_and_nothing_leaks(host: &TestHost) {
     if every_kill() {
         every_step(host, &[Pause, Resume, Snapshot, SnapshotPaused]);
+        // Whose victims are the pause's own but for the one who does it.
+        kill_at_every_step(host, Expire, Supervisor, &[]);
         return;
     }
     let cases: &[Case] = if host.vmm == wrenn_tests::vmm::Vmm::WrennVmm { &LIFE } else { &OTHERS };

@@ -7,6 +7,7 @@ wrenn_tests::on_a_toy![
     a_create_that_is_killed_at_any_step_leaves_nothing,
     a_launch_that_is_killed_at_any_step_leaves_nothing,
     a_pause_that_is_killed_at_any_step_is_given_back_or_finished,
+    a_watch_that_is_killed_at_any_step_of_its_pause_is_given_back_or_finished,
     a_resume_that_is_killed_at_any_step_leaves_the_pause,
     a_snapshot_that_is_killed_at_any_step_leaves_the_guest_running,
     a_snapshot_of_a_pause_that_is_killed_at_any_step_leaves_the_pause,
@@ -29,6 +30,10 @@ fn a_launch_that_is_killed_at_any_step_leaves_nothing(host: &TestHost) {
 
 fn a_pause_that_is_killed_at_any_step_is_given_back_or_finished(host: &TestHost) {
     kill(host, Operation::Pause, &["launch.snapshot", "snap.pack", "net.remove", "cow.remove", "publish"]);
+}
+
+fn a_watch_that_is_killed_at_any_step_of_its_pause_is_given_back_or_finished(host: &TestHost) {
+    kill(host, Operation::Expire, &["launch.snapshot", "snap.pack", "net.remove", "cow.remove", "publish"]);
 }
 
 fn a_resume_that_is_killed_at_any_step_leaves_the_pause(host: &TestHost) {
