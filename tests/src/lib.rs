@@ -6,6 +6,7 @@
 //! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
 //! - [`dump`]: a dump as it is being written, to interrupt it.
 //! - [`follow`], [`killing`]: the supervisor followed step by step, and whoever is killed at every step.
+//! - [`watching`]: the daemon, and what it tells.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
 //! - [`recorded`]: Cloud Hypervisor's API as it was recorded, where there is no Cloud Hypervisor.
 //! - [`skip`]: a test that cannot run here says so.
@@ -23,6 +24,7 @@ pub mod recorded;
 pub mod sandbox;
 pub mod skip;
 pub mod vmm;
+pub mod watching;
 
 pub use program::{Output, Program, Roots};
 pub use serde_json::{Value, json};

@@ -2,16 +2,14 @@
 //! that is none (`fake-guest`). As root, where network namespaces can be made; otherwise skipped.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sys::process::Process;
+use wrenn_tests::watching::Watch;
 use wrenn_tests::{Output, Program, Roots, Value, json, kernel, program, skip};
 
 /// Far more than anything here takes.
@@ -92,74 +90,6 @@ impl Drop for Host {
             assert_eq!(left["slots"], json!([]));
             assert!(kernel::processes_of(self.roots.dir()).is_empty());
         }
-    }
-}
-
-/// A watch that runs, and its events.
-struct Watch {
-    child: Child,
-    events: Receiver<Value>,
-    seen: Vec<Value>,
-}
-
-impl Watch {
-    fn start(mut program: Program) -> Self {
-        let command = program.command();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (sender, events) = channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let event = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line:?}"));
-                if sender.send(event).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut watch = Self { child, events, seen: Vec::new() };
-        watch.until("ready");
-        watch
-    }
-
-    /// The next event of this name.
-    fn until(&mut self, name: &str) -> Value {
-        self.find(name, |_| true)
-    }
-
-    /// The next event of this name that is it. Those before it are kept in `seen`.
-    fn find(&mut self, name: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(event) = self.events.recv_timeout(left) else {
-                panic!("no event {name}; there were {:#?}", self.seen);
-            };
-            assert!(event["at"].is_string(), "{event}");
-            self.seen.push(event.clone());
-            if event["event"] == name && is_it(&event) {
-                return event;
-            }
-        }
-    }
-
-    /// Names of the events so far, without samples.
-    fn names(&self) -> Vec<&str> {
-        let names = self.seen.iter().map(|event| event["event"].as_str().unwrap());
-        names.filter(|name| *name != "sample").collect()
-    }
-
-    fn end(mut self, signal: Signal) -> Vec<Value> {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-        self.child.wait().unwrap();
-        self.seen.extend(self.events.iter());
-        std::mem::take(&mut self.seen)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
