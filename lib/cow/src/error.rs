@@ -45,6 +45,10 @@ pub enum Error {
     Store { path: PathBuf, source: StoreError },
     #[error("the kernel refuses the CoW file {}: {state}", path.display())]
     Refused { path: PathBuf, state: &'static str },
+    #[error("the disk {name} is full and has refused writes: what the guest has written since is not on it")]
+    Full { name: String },
+    #[error("the disk {name} works no more: {state}")]
+    Broken { name: String, state: &'static str },
     #[error("{} is not a paused disk's description: {why}", path.display())]
     Meta { path: PathBuf, why: String },
 }
@@ -83,7 +87,10 @@ impl Fault for Error {
             Self::FileGone { .. } | Self::NoDevice { .. } => Kind::NotFound,
             Self::NoDeviceMapper(_) | Self::NoSnapshotTarget(_) | Self::NoLoop(_) => Kind::Unsupported,
             Self::Store { source: StoreError::Read(source), .. } => Kind::of_io(source),
-            Self::Store { .. } | Self::Refused { .. } | Self::Meta { .. } => Kind::Corrupt,
+            Self::Full { .. } => Kind::Exhausted,
+            Self::Store { .. } | Self::Refused { .. } | Self::Broken { .. } | Self::Meta { .. } => {
+                Kind::Corrupt
+            }
         }
     }
 
@@ -103,6 +110,8 @@ impl Fault for Error {
             Self::NoLoop(_) => "cow.no_loop",
             Self::Device { .. } => "cow.device",
             Self::Store { .. } | Self::Refused { .. } => "cow.corrupt",
+            Self::Full { .. } => "cow.full",
+            Self::Broken { .. } => "cow.broken",
             Self::Meta { .. } => "cow.meta",
         }
     }

@@ -35,6 +35,6 @@ pub use error::Error;
 pub use gc::wake_one as wake;
 pub use image::Image;
 pub use owner::Owner;
-pub use status::fill;
+pub use status::{check, fill};
 pub use tool::TOOL;
 pub use usage::{State, Usage};

@@ -6,7 +6,7 @@ use wire::{Call, Document, Host, Reply};
 
 use crate::disk::Kind;
 use crate::owner::Owner;
-use crate::usage::{self, Usage};
+use crate::usage::{self, State, Usage};
 use crate::{Error, device};
 
 /// The verb.
@@ -31,6 +31,21 @@ pub fn fill(document: &Document, host: &Host) -> Result<Option<Usage>, wire::Err
     match (document.id()?, document.find("cow.kind")?) {
         (Some(id), Some(Kind::Snapshot)) => Ok(Some(of_snapshot(&Owner::new(host, id))?)),
         _ => Ok(None),
+    }
+}
+
+/// Whether a sandbox's disk has taken all that was written to it. After a write that it refused a guest goes on with what it
+/// has in its memory, and a pause would keep the one without the other.
+///
+/// # Errors
+/// `exhausted` when it is full; `corrupt` when it works no more; as [`fill`].
+pub fn check(document: &Document, host: &Host) -> Result<(), wire::Error> {
+    let Some(usage) = fill(document, host)? else { return Ok(()) };
+    let name = document.need("cow.name")?;
+    match usage.state {
+        State::Ok => Ok(()),
+        State::Overflow => Err(Error::Full { name }.into()),
+        State::Invalid | State::MergeFailed => Err(Error::Broken { name, state: usage.state.name() }.into()),
     }
 }
 

@@ -56,7 +56,10 @@ pub fn freeze(sandbox: &mut Sandbox) -> Result<(), Error> {
         await_memory(sandbox)?;
     }
     checked(sandbox, &launch::TOOL, "pause")?;
-    checked(sandbox, &launch::TOOL, "snapshot")?;
+    let dumped = checked(sandbox, &launch::TOOL, "snapshot");
+    // Synced by that: a write that the disk has refused is known by now, and may be why it failed.
+    cow::check(&sandbox.document, sandbox.host)?;
+    dumped?;
     if sandbox.document.get("uffd").is_some() {
         checked(sandbox, &uffd::TOOL, "stats")?;
     }
