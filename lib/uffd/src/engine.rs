@@ -298,12 +298,7 @@ impl Engine {
         let Self { uffd, image, areas, scratch, seen, .. } = self;
         let area = &mut areas[index];
         let (first, page_size) = (pages.start, area.region.page_size);
-        let mut done = area.fill(uffd, image, pages.clone(), limit, scratch);
-        if matches!(done.filled, Filled::Unmapped) && pages.end > first + 1 {
-            // The kernel says so of all of them when it is true of any.
-            done = area.fill(uffd, image, first..first + 1, limit, scratch);
-        }
-        let Fill { filled, from_image } = done;
+        let Fill { filled, from_image } = area.fill(uffd, image, pages, limit, scratch);
         let (count, kind) = match filled {
             Filled::Bytes(bytes) => {
                 let count = bytes as u64 / page_size;
