@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sys::process::Process;
+
 /// What tells one root's traces from another's, and from everybody else's.
 #[derive(Debug)]
 pub struct Marks {
@@ -141,6 +143,16 @@ pub fn processes_of(dir: &Path) -> Vec<(i32, String)> {
     };
     let others = pids().into_iter().filter(|pid| *pid != me && is_alive(*pid));
     others.filter(uses).map(|pid| (pid, text(format!("/proc/{pid}/cmdline")).replace('\0', " "))).collect()
+}
+
+/// The children of a process.
+pub fn children(parent: i32) -> Vec<Process> {
+    let is_child = |pid: &i32| {
+        let stat = text(format!("/proc/{pid}/stat"));
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+        fields.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    pids().into_iter().filter(is_child).filter_map(|pid| Process::of_pid(pid).ok()).collect()
 }
 
 /// Where a process's descriptor leads.

@@ -68,14 +68,18 @@ impl<'a> Sandbox<'a> {
         document
     }
 
-    /// Ends the process of this section of its document (`vm`, `uffd`) with SIGKILL, and waits until it is gone.
+    /// Ends the process of this section of its document (`vm`, `uffd`) with SIGKILL, and waits until it is gone. A page server
+    /// goes with its guardian.
     ///
     /// # Panics
     /// When there is none.
     pub fn end(&self, section: &str) {
         let pid = self.document()[section]["pid"].as_i64().expect("a pid");
         let process = Process::of_pid(pid as i32).expect("a process");
-        process.end(Duration::ZERO).expect("ended");
+        let servers = if section == "uffd" { kernel::children(process.pid) } else { Vec::new() };
+        std::iter::once(process)
+            .chain(servers)
+            .for_each(|process| process.end(Duration::ZERO).expect("ended"));
     }
 
     /// Waits until the VMM has all of the guest's memory, where it reads that by itself: until its userfaultfd is gone.

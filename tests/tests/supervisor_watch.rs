@@ -95,7 +95,9 @@ impl Drop for Host {
 
 fn end(document: &Value, section: &str) {
     let process = Process::of_pid(document[section]["pid"].as_i64().unwrap() as i32).unwrap();
-    process.end(Duration::ZERO).unwrap();
+    // A page server goes with its guardian.
+    let servers = if section == "uffd" { kernel::children(process.pid) } else { Vec::new() };
+    std::iter::once(process).chain(servers).for_each(|process| process.end(Duration::ZERO).unwrap());
 }
 
 #[test]
@@ -248,6 +250,29 @@ fn a_vm_that_dies_is_failed_with_its_last_words_and_wakes_from_its_last_pause() 
 
     let woken = host.does(&["resume", "mortal"]);
     assert!(woken["state"] == "running" && woken["failure"].is_null(), "{woken}");
+    watch.find("adopted", |event| event["id"] == "mortal");
+
+    // A page server is followed by another, and goes on without its guardian.
+    let guardian = Process::of_pid(woken["uffd"]["pid"].as_i64().unwrap() as i32).unwrap();
+    let first = kernel::children(guardian.pid);
+    first.iter().for_each(|server| server.end(Duration::ZERO).unwrap());
+    let asked = host
+        .roots
+        .program("wrenn-uffd")
+        .args(["stats", "-"])
+        .stdin(woken.to_string())
+        .run()
+        .success()
+        .reply();
+    assert_eq!(asked["uffd"]["stats"]["restarts"], 1, "{asked}");
+    let servers = kernel::children(guardian.pid);
+    guardian.end(Duration::ZERO).unwrap();
+    watch.find("adopted", |event| event["id"] == "mortal");
+    assert_eq!(host.does(&["get", "mortal"])["state"], "running");
+    servers.iter().for_each(|server| server.end(Duration::ZERO).unwrap());
+    let failed = watch.until("failed");
+    assert_eq!(failed["reason"], format!("its page server (pid {}) is gone", guardian.pid));
+    let woken = host.does(&["resume", "mortal"]);
     watch.find("adopted", |event| event["id"] == "mortal");
 
     // The page server's death is its own reason, though the VMM goes with it.

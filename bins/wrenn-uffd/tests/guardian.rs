@@ -22,58 +22,6 @@ fn vmm() {
 }
 
 #[test]
-fn a_server_that_is_killed_takes_its_vmm_along_and_the_log_says_so() {
-    let bench = Bench::new(1000);
-    let document = bench.detached(&["prefetch=none"]);
-    let server = server_of(&document);
-    let guardian = parent_of(&server);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    server.signal(Signal::SIGKILL).unwrap();
-    await_end(&vmm.process);
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&vmm.child.wait().unwrap()), Some(9));
-    await_end(&guardian);
-    let log = fs::read_to_string(bench.run("uffd.log")).unwrap();
-    assert!(
-        log.contains("signal 9") && log.contains(&format!("the VMM, pid {}, was stopped", vmm.process.pid)),
-        "{log}"
-    );
-    assert!(!bench.run("uffd.ctl").exists());
-    bench.on("stats", &document, &[]).error("not_found", "uffd.not_running");
-    bench.on("stop", &document, &[]).success();
-    assert!(!bench.path("run/vm").exists());
-}
-
-#[test]
-fn in_the_foreground_a_server_that_is_killed_is_an_error_and_takes_its_vmm_along() {
-    let bench = Bench::new(64);
-    let mut server = Foreground::start(&bench, &["prefetch=none"]);
-    let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    server.until("connected");
-    let pid = sys::fdpass::peer(&UnixStream::connect(bench.run("uffd.ctl")).unwrap()).unwrap().pid;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    let failed = server.until("failed");
-    assert_eq!(failed["error"]["code"], "uffd.died");
-    assert!(!vmm.process.is_alive());
-    assert_eq!(server.child.wait().unwrap().code(), Some(1));
-    assert!(!bench.run("uffd.ctl").exists() && !bench.run("uffd.sock").exists());
-}
-
-#[test]
-fn a_server_whose_guardian_is_killed_goes_on_serving_and_leaves_with_its_vmm() {
-    let bench = Bench::new(1000);
-    let document = bench.detached(&["prefetch=none"]);
-    let server = server_of(&document);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
-    assert_eq!(vmm.ask("check 0 1 image"), "same");
-    parent_of(&server).signal(Signal::SIGKILL).unwrap();
-    assert_eq!(vmm.ask("check 0 1000 image"), "same");
-    vmm.kill();
-    await_end(&server);
-    assert!(!bench.run("uffd.ctl").exists());
-}
-
-#[test]
 fn a_server_without_a_vmm_ends_with_its_guardian() {
     let bench = Bench::new(64);
     let server = server_of(&bench.detached(&[]));

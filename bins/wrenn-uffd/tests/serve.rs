@@ -3,10 +3,12 @@
 mod common;
 
 use std::io::Read;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, connect, content, parent_of, server_of};
+use common::{
+    Bench, Foreground, LIMIT, PAGE, Vmm, await_end, connect, content, parent_of, server_of, service_of,
+};
 use nix::sys::signal::Signal;
 use sys::uffd::Memory;
 use uffd::handshake::{Greeting, Handshake};
@@ -119,10 +121,10 @@ fn a_server_is_asked_by_its_document_and_a_document_of_another_time_asks_nobody(
     let new = bench.detached(&[]);
     bench.on("stats", &old, &[]).error("not_found", "uffd.not_running");
     bench.on("stop", &old, &[]).success();
-    assert!(server_of(&new).is_alive(), "it is not the old document's to stop");
+    assert!(service_of(&new).is_alive(), "it is not the old document's to stop");
     assert_eq!(bench.on("stats", &new, &[]).success()["uffd"]["stats"]["state"], "listening");
     bench.on("stop", &new, &[]).success();
-    assert!(!server_of(&new).is_alive());
+    assert!(!service_of(&new).is_alive());
 }
 
 #[test]
@@ -147,7 +149,7 @@ fn a_vm_that_would_hang_is_not_left_behind() {
     bench.on("stop", &document, &["force:=true"]).success();
     await_end(&vmm.process);
     assert!(!vmm.child.wait().unwrap().success());
-    assert!(!server_of(&document).is_alive());
+    assert!(!service_of(&document).is_alive());
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn a_vm_with_all_its_memory_lives_on_without_its_server() {
     assert_eq!(vmm.ask("discard 100 50"), "Ok(())");
     bench.await_complete();
     bench.on("stop", &document, &[]).success();
-    assert!(!server_of(&document).is_alive());
+    assert!(!service_of(&document).is_alive());
     assert_eq!(vmm.ask("discard 200 50"), "Ok(())");
     assert_eq!(vmm.ask("check 0 100 image"), "same");
     assert_eq!(vmm.ask("check 100 150 zero"), "same");
@@ -202,8 +204,7 @@ fn await_waiting(vmm: &Vmm) {
 }
 
 fn server_pid(bench: &Bench) -> i32 {
-    let stream = UnixStream::connect(bench.run("uffd.ctl")).unwrap();
-    sys::fdpass::peer(&stream).unwrap().pid
+    bench.stats()["server_pid"].as_i64().unwrap() as i32
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -293,10 +294,12 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     assert!(server_of(&document).is_alive());
     let guardian = parent_of(&server_of(&document));
     // Neither can clear up: the sockets stay.
-    server_of(&document).signal(Signal::SIGSTOP).unwrap();
+    let server = server_of(&document);
+    server.signal(Signal::SIGSTOP).unwrap();
     guardian.signal(Signal::SIGKILL).unwrap();
-    server_of(&document).signal(Signal::SIGKILL).unwrap();
-    await_end(&server_of(&document));
+    server.signal(Signal::SIGKILL).unwrap();
+    await_end(&server);
+    await_end(&guardian);
     assert!(bench.run("uffd.sock").exists());
     let document = bench.detached(&[]);
     let (memory, _uffd) = connect(&bench.run("uffd.sock"), 64);

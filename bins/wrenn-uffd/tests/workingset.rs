@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, server_of, snapshot};
+use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, service_of, snapshot};
 use serde_json::{Value, json};
 use snap::WorkingSet;
 
@@ -82,7 +82,7 @@ fn a_recording_is_what_a_later_restore_loads_first() {
         json!({"runs": 1, "bytes": 22 * PAGE, "loaded_bytes": 22 * PAGE, "late": 0, "missed": 2, "ms": null})
     );
     vmm.kill();
-    await_end(&server_of(&document));
+    await_end(&service_of(&document));
 }
 
 #[test]

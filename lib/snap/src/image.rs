@@ -155,6 +155,12 @@ impl Image {
         Ok(Self::new(size, block_size, runs, vec![mapping]))
     }
 
+    /// An image of nothing but zeros, `size` bytes, more than none.
+    pub fn zeros(size: u64) -> Self {
+        let run = Run { offset: 0, storage_offset: 0, file: ZERO };
+        Self::new(size, header::BLOCK_SIZES[0], vec![run], Vec::new())
+    }
+
     fn new(size: u64, block_size: u64, runs: Vec<Run>, files: Vec<Mapping>) -> Self {
         let bucket_bits = (size / runs.len() as u64).next_power_of_two().trailing_zeros();
         let starts = (0..=(size - 1) >> bucket_bits).map(|bucket| bucket << bucket_bits);

@@ -1,6 +1,7 @@
 //! `failed`: a sandbox whose VM or page server died. What it had on the host is reclaimed, its last pause is kept.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use store::Pauses;
 use wire::{Document, Error, Kind, Value, json};
@@ -8,18 +9,21 @@ use wire::{Document, Error, Kind, Value, json};
 use crate::sandbox::Sandbox;
 use crate::{pause, resume};
 
+/// How long a page server whose guardian is gone may take to say that it serves.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Why a sandbox that should be running cannot be: what of it has died.
 pub fn reason(document: &Document) -> Option<String> {
-    let gone = |section: &str| {
+    let named = |section: &str| {
         let process = document.process(section).ok();
-        (!process.as_ref().is_some_and(|process| process.is_alive())).then(|| process.map(|gone| gone.pid))
+        process.map(|process| format!(" (pid {})", process.pid)).unwrap_or_default()
     };
-    let named = |pid: Option<i32>| pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-    if let Some(pid) = gone("vm") {
-        return Some(format!("its VMM{} is gone", named(pid)));
+    if !document.process("vm").is_ok_and(|vmm| vmm.is_alive()) {
+        return Some(format!("its VMM{} is gone", named("vm")));
     }
     document.get("uffd.pid")?;
-    gone("uffd").map(|pid| format!("its page server{} is gone", named(pid)))
+    let served = uffd::serving(document, PATIENCE).is_ok_and(|serving| serving.is_some());
+    (!served).then(|| format!("its page server{} is gone", named("uffd")))
 }
 
 /// Records that a running sandbox has failed, and takes down what is left of it. The caller holds its lock.

@@ -14,6 +14,7 @@ pub mod mapping;
 pub mod mountns;
 pub mod netns;
 pub mod process;
+pub mod shared;
 pub mod signals;
 pub mod sparse;
 pub mod tap;

@@ -2,22 +2,24 @@
 //!
 //! The `userfaultfd` crate does the work where it can. Its traps are handled here: its `into_raw_fd` closes the
 //! descriptor, a refused copy arrives as a "partial copy" whose count is −EAGAIN cast to usize, and its `zeropage` loses
-//! how far a call came before the kernel broke it off.
+//! how far a call came before the kernel broke it off. What it cannot do is done here: reading messages into memory that
+//! outlives the reader ([`messages`]), and UFFDIO_POISON.
 
 mod memory;
+pub mod messages;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use userfaultfd::{Error as Fault, Event as Message, EventBuffer, FeatureFlags, ReadWrite, UffdBuilder};
+use userfaultfd::{Error as Fault, FeatureFlags, UffdBuilder};
 
 pub use memory::Memory;
-
-/// How many messages one read takes.
-const MESSAGES: usize = 64;
+pub use messages::Events;
+use messages::MESSAGE_WORDS;
 
 /// A userfaultfd.
 #[derive(Debug)]
@@ -77,17 +79,6 @@ pub struct Waiting {
     pub faults: usize,
     /// Those that nobody has read.
     pub unread: usize,
-}
-
-/// Room for events, made once.
-pub struct Events(EventBuffer);
-
-impl Events {
-    /// Room for as many as one read takes.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self(EventBuffer::new(MESSAGES))
-    }
 }
 
 impl Uffd {
@@ -150,23 +141,37 @@ impl Uffd {
     ///
     /// # Errors
     /// What `read(2)` said.
-    pub fn drain(&self, events: &mut Events, mut each: impl FnMut(Event)) -> io::Result<()> {
+    pub fn drain(&self, events: &mut Events, each: impl FnMut(Event)) -> io::Result<()> {
+        self.drain_into(&events.0, each)
+    }
+
+    /// The same by way of `room`, whole messages. There each message lies until `each` has returned for all that were read
+    /// with it; see [`messages`].
+    ///
+    /// # Errors
+    /// What `read(2)` said.
+    pub fn drain_into(&self, room: &[AtomicU64], mut each: impl FnMut(Event)) -> io::Result<()> {
+        let bytes = size_of_val(room);
         loop {
-            let mut count = 0;
-            for message in self.0.read_events(&mut events.0).map_err(io_error)? {
-                count += 1;
-                each(match message.map_err(io_error)? {
-                    Message::Pagefault { addr, rw, .. } => {
-                        Event::Fault { address: addr as u64, write: rw == ReadWrite::Write }
-                    }
-                    Message::Remove { start, end } => Event::Remove { start: start as u64, end: end as u64 },
-                    Message::Unmap { start, end } => Event::Unmap { start: start as u64, end: end as u64 },
-                    Message::Remap { .. } => Event::Remap,
-                    Message::Fork { .. } => Event::Fork,
-                });
+            // SAFETY: the kernel writes at most so many bytes into memory that is borrowed meanwhile and, being atomics, may
+            // be written by others.
+            let done = unsafe { libc::read(self.0.as_raw_fd(), room.as_ptr() as *mut _, bytes) };
+            let read = match Errno::result(done) {
+                Ok(read) => &room[..read as usize / 8],
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            for message in read.chunks_exact(MESSAGE_WORDS) {
+                let Some(event) = messages::parse(message)? else { continue };
+                if event == Event::Fork {
+                    messages::close_fork(message);
+                }
+                each(event);
             }
-            // The kernel fills the buffer as long as it has something: a short read has met EAGAIN already.
-            if count < MESSAGES {
+            messages::forget(read);
+            // The kernel fills the room as long as it has something: a short read has met EAGAIN already.
+            if read.len() < room.len() {
                 return Ok(());
             }
         }
@@ -194,6 +199,18 @@ impl Uffd {
         let mut request = ZeroPage { start: address, length, mode: 0, zeroed: 0 };
         // SAFETY: the request outlives the call; the kernel reads it and writes its last field.
         match unsafe { uffdio_zeropage(self.0.as_raw_fd(), &raw mut request) } {
+            Ok(_) => Filled::Bytes(length as usize),
+            Err(Errno::EAGAIN) if request.zeroed > 0 => Filled::Bytes(request.zeroed as usize),
+            Err(errno) => refused(errno),
+        }
+    }
+
+    /// Makes the pages from `address` on, as far as they are missing, such that who touches one gets SIGBUS, and wakes who
+    /// waits for them. Since Linux 6.6; before, `EINVAL`.
+    pub fn poison(&self, address: u64, length: u64) -> Filled {
+        let mut request = ZeroPage { start: address, length, mode: 0, zeroed: 0 };
+        // SAFETY: the request outlives the call; the kernel reads it and writes its last field.
+        match unsafe { uffdio_poison(self.0.as_raw_fd(), &raw mut request) } {
             Ok(_) => Filled::Bytes(length as usize),
             Err(Errno::EAGAIN) if request.zeroed > 0 => Filled::Bytes(request.zeroed as usize),
             Err(errno) => refused(errno),
@@ -257,7 +274,7 @@ pub fn page_size() -> usize {
         .unwrap_or(4096)
 }
 
-/// `struct uffdio_zeropage` of linux/userfaultfd.h.
+/// `struct uffdio_zeropage` of linux/userfaultfd.h; `struct uffdio_poison` is the same under another name.
 #[repr(C)]
 struct ZeroPage {
     start: u64,
@@ -269,6 +286,11 @@ struct ZeroPage {
 nix::ioctl_readwrite! {
     /// `UFFDIO_ZEROPAGE` of linux/userfaultfd.h.
     uffdio_zeropage, 0xAA, 0x04, ZeroPage
+}
+
+nix::ioctl_readwrite! {
+    /// `UFFDIO_POISON` of linux/userfaultfd.h.
+    uffdio_poison, 0xAA, 0x08, ZeroPage
 }
 
 fn copied(done: Result<usize, Fault>) -> Filled {

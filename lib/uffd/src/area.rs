@@ -1,12 +1,14 @@
 //! One region, and which of its pages still depend on the image.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 
 use snap::{Content, Image};
 use sys::uffd::{Filled, Uffd, page_size};
 
 use crate::Region;
 use crate::bits::Bits;
+use crate::state::{Sets, State, Words};
 
 /// A region being served. A page is taken from the image **at most once**: it is then settled, and a later fault on it
 /// can only mean that the VMM has discarded it meanwhile, so that it reads as zeros.
@@ -17,8 +19,15 @@ pub(crate) struct Area {
     pub settled: Bits,
     /// Pages that the VMM discarded.
     pub removed: Bits,
-    /// Those of them that it discarded since its last snapshot.
-    pub fresh: Bits,
+    /// Pages that the image could not give: who touches one gets SIGBUS.
+    pub poisoned: Bits,
+    /// Of each discarded page, in which epoch it was discarded last.
+    epochs: Words,
+}
+
+/// The areas of these regions, as the state has them.
+pub(crate) fn all(regions: &[Region], state: &State) -> Vec<Area> {
+    regions.iter().zip(state.sets(regions)).map(|(region, sets)| Area::new(*region, sets)).collect()
 }
 
 /// What a request to fill pages came to.
@@ -38,16 +47,35 @@ enum Piece<'a> {
 }
 
 impl Area {
-    pub fn new(region: Region) -> Self {
-        let pages = region.pages();
-        Self { region, settled: Bits::new(pages), removed: Bits::new(pages), fresh: Bits::new(pages) }
+    pub fn new(region: Region, sets: Sets) -> Self {
+        let bits = |words| Bits::at(words, region.pages());
+        let Sets { settled, removed, poisoned, epochs } = sets;
+        Self { region, settled: bits(settled), removed: bits(removed), poisoned: bits(poisoned), epochs }
     }
 
-    /// Notes that the VMM discarded these pages.
-    pub fn discard(&mut self, pages: Range<u64>) {
+    /// Notes that the VMM discarded these pages in this epoch.
+    pub fn discard(&mut self, pages: Range<u64>, epoch: u32) {
+        // 0 is there already.
+        if epoch > 0 {
+            let epochs = &self.epochs.halves()[pages.start as usize..pages.end as usize];
+            epochs.iter().for_each(|page| page.store(epoch, Relaxed));
+        }
         self.settled.insert(pages.clone());
-        self.removed.insert(pages.clone());
-        self.fresh.insert(pages);
+        self.poisoned.remove(pages.clone());
+        self.removed.insert(pages);
+    }
+
+    /// The pages that were discarded in this epoch or a later one.
+    pub fn discarded_since(&self, epoch: u32) -> impl Iterator<Item = Range<u64>> {
+        let is_since = move |page: &u64| self.epochs.halves()[*page as usize].load(Relaxed) >= epoch;
+        self.removed.runs().flat_map(move |run| {
+            let mut at = run.start;
+            std::iter::from_fn(move || {
+                let start = (at..run.end).find(is_since)?;
+                at = (start..run.end).find(|page| !is_since(page)).unwrap_or(run.end);
+                Some(start..at)
+            })
+        })
     }
 
     /// The page at this address.
@@ -80,9 +108,9 @@ impl Area {
         Some(start..end.min(within.end))
     }
 
-    /// Bytes that only the image has.
+    /// Bytes that only the image has, or not even it.
     pub fn missing(&self) -> u64 {
-        (self.region.pages() - self.settled.count()) * self.region.page_size
+        (self.region.pages() - self.settled.count() + self.poisoned.count()) * self.region.page_size
     }
 
     /// Fills some of `pages`, from the first on, with what belongs there: zeros when the first is settled. Data is taken

@@ -1,19 +1,23 @@
-//! A set of page numbers: one bit a page.
+//! A set of page numbers: one bit a page, in a server's state.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::state::Words;
 
 /// Pages `0..len`, each in the set or not.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Bits {
-    words: Vec<u64>,
+    words: Words,
     len: u64,
     count: u64,
 }
 
 impl Bits {
-    /// The empty set over `len` pages.
-    pub fn new(len: u64) -> Self {
-        Self { words: vec![0; len.div_ceil(64) as usize], len, count: 0 }
+    /// The set of `len` pages that lies there.
+    pub fn at(words: Words, len: u64) -> Self {
+        let count = words.get().iter().map(|word| u64::from(word.load(Relaxed).count_ones())).sum();
+        Self { words, len, count }
     }
 
     /// How many pages are in it.
@@ -23,19 +27,33 @@ impl Bits {
 
     /// Whether this page is in it.
     pub fn has(&self, page: u64) -> bool {
-        self.words[(page / 64) as usize] >> (page % 64) & 1 == 1
+        self.words.get()[(page / 64) as usize].load(Relaxed) >> (page % 64) & 1 == 1
     }
 
     /// Puts these pages into it.
     pub fn insert(&mut self, pages: Range<u64>) {
+        self.change(pages, |word, mask| word | mask);
+    }
+
+    /// Takes these pages out of it.
+    pub fn remove(&mut self, pages: Range<u64>) {
+        if self.count > 0 {
+            self.change(pages, |word, mask| word & !mask);
+        }
+    }
+
+    /// There is one writer: no need for one step from load to store.
+    fn change(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
         debug_assert!(pages.end <= self.len);
         let mut at = pages.start;
         while at < pages.end {
             let stop = pages.end.min((at / 64 + 1) * 64);
             let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
-            let word = &mut self.words[(at / 64) as usize];
-            self.count += u64::from((mask & !*word).count_ones());
-            *word |= mask;
+            let word = &self.words.get()[(at / 64) as usize];
+            let before = word.load(Relaxed);
+            let after = change(before, mask);
+            word.store(after, Relaxed);
+            self.count = self.count + u64::from(after.count_ones()) - u64::from(before.count_ones());
             at = stop;
         }
     }
@@ -51,11 +69,12 @@ impl Bits {
     }
 
     fn next(&self, from: u64, view: impl Fn(u64) -> u64) -> Option<u64> {
+        let words = self.words.get();
         let mut index = (from / 64) as usize;
-        let mut word = view(*self.words.get(index)?) & (u64::MAX << (from % 64));
+        let mut word = view(words.get(index)?.load(Relaxed)) & (u64::MAX << (from % 64));
         while word == 0 {
             index += 1;
-            word = view(*self.words.get(index)?);
+            word = view(words.get(index)?.load(Relaxed));
         }
         let page = index as u64 * 64 + u64::from(word.trailing_zeros());
         (page < self.len).then_some(page)
@@ -76,6 +95,8 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Region;
+    use crate::state::State;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -83,15 +104,23 @@ mod tests {
         #[test]
         fn it_answers_as_a_set_of_numbers_does(
             len in 1u64..300,
-            ranges in prop::collection::vec((0u64..300, 0u64..150), 0..8),
+            ranges in prop::collection::vec((0u64..300, 0u64..150, any::<bool>()), 0..8),
         ) {
-            let mut bits = Bits::new(len);
+            let region = Region { address: 4096, size: len * 4096, offset: 0, page_size: 4096 };
+            let sets = || State::new(&[region]).unwrap().sets(&[region]).next().unwrap();
+            let mut bits = Bits::at(sets().removed, len);
             let mut model = BTreeSet::new();
-            for (start, length) in ranges {
+            for (start, length, into) in ranges {
                 let range = start.min(len)..(start + length).min(len);
-                bits.insert(range.clone());
-                model.extend(range);
+                if into {
+                    bits.insert(range.clone());
+                    model.extend(range);
+                } else {
+                    bits.remove(range.clone());
+                    model.retain(|page| !range.contains(page));
+                }
             }
+            let bits = Bits::at(bits.words, len);
             prop_assert_eq!(bits.count(), model.len() as u64);
             for page in 0..len {
                 prop_assert_eq!(bits.has(page), model.contains(&page));

@@ -109,6 +109,18 @@ impl Source {
             .ok_or_else(|| Error::field("source", "missing; wants source.dir, source.raw or snapshot.dir"))
     }
 
+    /// Whether it is there and whole.
+    pub fn check(&self) -> Result<(), crate::Error> {
+        match self {
+            Self::Dir(dir) => {
+                let header = snap::directory::read_header(dir)?;
+                snap::directory::open_diffs(dir, &header)?;
+            }
+            Self::Raw(file) => drop(Image::open_raw(file)?),
+        }
+        Ok(())
+    }
+
     /// Opens it.
     pub fn open(&self) -> Result<Image, crate::Error> {
         Ok(match self {

@@ -3,12 +3,13 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sys::process::Process;
 
 use crate::Error;
+use crate::orders::{process_json, process_of};
 
 /// Longer than this no request is.
 const LONGEST: usize = 16 << 10;
@@ -33,6 +34,8 @@ pub(crate) enum Request {
         /// Even if a VMM would hang.
         force: bool,
     },
+    /// To end, and another one to go on in its place.
+    Restart,
 }
 
 impl Request {
@@ -43,22 +46,24 @@ impl Request {
             }
             Self::Look => json!({"verb": "look"}),
             Self::Stop { force } => json!({"verb": "stop", "force": force}),
+            Self::Restart => json!({"verb": "restart"}),
         }
     }
 
-    fn parse(line: &[u8]) -> Option<Self> {
+    /// A request, and the service that it is meant for.
+    fn parse(line: &[u8]) -> Option<(Option<Process>, Self)> {
         let value: Value = serde_json::from_slice(line).ok()?;
-        match value.get("verb")?.as_str()? {
+        let request = match value.get("verb")?.as_str()? {
             "stats" => {
                 let path = |name: &str| Some(PathBuf::from(value.get(name)?.as_str()?));
-                Some(Self::Stats { since: path("since"), dumped: path("dumped") })
+                Self::Stats { since: path("since"), dumped: path("dumped") }
             }
-            "look" => Some(Self::Look),
-            "stop" => {
-                Some(Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) })
-            }
-            _ => None,
-        }
+            "look" => Self::Look,
+            "stop" => Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) },
+            "restart" => Self::Restart,
+            _ => return None,
+        };
+        Some((value.get("of").and_then(process_of), request))
     }
 }
 
@@ -75,7 +80,7 @@ impl Connection {
     }
 
     /// The request once its line is complete; `Err` when the connection is of no more use.
-    pub fn request(&mut self) -> Result<Option<Request>, ()> {
+    pub fn request(&mut self) -> Result<Option<(Option<Process>, Request)>, ()> {
         let mut buffer = [0; 512];
         loop {
             match self.stream.read(&mut buffer) {
@@ -95,7 +100,7 @@ impl Connection {
                 Some(request) => Ok(Some(request)),
                 None => {
                     self.answer(Err(wire::Error::usage(
-                        "a request is {\"verb\": \"stats\"|\"stop\"} on a line",
+                        "a request is {\"verb\": \"stats\"|\"stop\"|\"restart\"} on a line",
                     )));
                     Err(())
                 }
@@ -119,72 +124,64 @@ pub(crate) fn refusal(error: &Value) -> wire::Error {
     wire::Error { origin: None, ..wire::Error::from_json(error) }
 }
 
-/// A conversation with a server.
-#[derive(Debug)]
-pub(crate) struct Client {
-    stream: UnixStream,
-    /// Which process listens.
-    pub server: Process,
+/// Asks the server that listens at `control`, and waits for the answer at most `limit`. The inner error is the server's own.
+/// `of` is the service that is meant: another one says `NotRunning`. A server that dies meanwhile is followed by another, which
+/// is asked then; one that leaves, because its VMM did, is `NotRunning`.
+pub(crate) fn ask(
+    control: &Path,
+    of: Option<&Process>,
+    request: &Request,
+    limit: Duration,
+) -> Result<Result<Value, wire::Error>, Error> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match Client::connect(control, left.min(ACCEPT))?.ask(of, request, left) {
+            Err(Error::NotRunning { .. }) if !left.is_zero() => {}
+            done => return done,
+        }
+    }
 }
 
-impl Client {
-    /// Connects, without waiting for a server that takes no connections. `None` when nobody listens there, or it does not.
-    pub fn connect_at_once(control: &Path) -> Result<Option<Self>, Error> {
-        match sys::listener::connect(control, Duration::ZERO) {
-            Ok(stream) => Self::of(stream, control),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(Error::io("connect to", control)(error)),
-        }
-    }
+/// A conversation with a server.
+#[derive(Debug)]
+struct Client<'a> {
+    stream: UnixStream,
+    control: &'a Path,
+}
 
-    /// Connects. `None` when nobody listens there.
-    pub fn connect(control: &Path) -> Result<Option<Self>, Error> {
-        let stream = match sys::listener::connect(control, ACCEPT) {
-            Ok(stream) => stream,
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-            {
-                return Ok(None);
+impl<'a> Client<'a> {
+    /// Connects. A server that takes no connections is waited for at most `limit`.
+    fn connect(control: &'a Path, limit: Duration) -> Result<Self, Error> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                Error::NotRunning { control: control.to_owned() }
             }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(Error::NoAnswer { control: control.to_owned(), seconds: ACCEPT.as_secs() });
+            io::ErrorKind::TimedOut => {
+                Error::NoAnswer { control: control.to_owned(), seconds: limit.as_secs() }
             }
-            Err(error) => return Err(Error::io("connect to", control)(error)),
+            _ => Error::io("connect to", control)(error),
         };
-        Self::of(stream, control)
+        Ok(Self { stream: sys::listener::connect(control, limit).map_err(failed)?, control })
     }
 
-    fn of(stream: UnixStream, control: &Path) -> Result<Option<Self>, Error> {
-        let peer = sys::fdpass::peer(&stream).map_err(Error::io("look at the peer of", control))?;
-        match Process::of_pid(peer.pid) {
-            Ok(server) => Ok(Some(Self { stream, server })),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Asks, and waits for the answer at most `limit`. The inner error is the server's own. A server that leaves
-    /// meanwhile, because its VMM did, is `NotRunning`.
-    pub fn ask(
+    fn ask(
         &self,
-        control: &Path,
-        request: Request,
+        of: Option<&Process>,
+        request: &Request,
         limit: Duration,
     ) -> Result<Result<Value, wire::Error>, Error> {
         let silent = |error: io::Error| match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
-                Error::NotRunning { control: control.to_owned() }
+                Error::NotRunning { control: self.control.to_owned() }
             }
-            _ => Error::NoAnswer { control: control.to_owned(), seconds: limit.as_secs() },
+            _ => Error::NoAnswer { control: self.control.to_owned(), seconds: limit.as_secs() },
         };
-        self.stream.set_read_timeout(Some(limit)).map_err(silent)?;
-        (&self.stream).write_all(format!("{}\n", request.to_json()).as_bytes()).map_err(silent)?;
+        let mut line = request.to_json();
+        line["of"] = of.map(process_json).into();
+        // No time at all would mean for ever.
+        self.stream.set_read_timeout(Some(limit.max(Duration::from_millis(1)))).map_err(silent)?;
+        (&self.stream).write_all(format!("{line}\n").as_bytes()).map_err(silent)?;
         let mut line = String::new();
         if BufReader::new(&self.stream).read_line(&mut line).map_err(silent)? == 0 {
             return Err(silent(io::ErrorKind::UnexpectedEof.into()));

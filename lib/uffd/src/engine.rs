@@ -5,20 +5,22 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use snap::{Content, Image, Removed};
 use sys::process::readable;
-use sys::uffd::{Event, Events, Filled, Uffd, page_size};
+use sys::uffd::{Event, Filled, Uffd, messages, page_size};
 
 use crate::ahead::Ahead;
-use crate::area::{Area, Fill, Limit, Scratch};
-use crate::bits::Bits;
+use crate::area::{self, Area, Fill, Limit, Scratch};
+use crate::epochs::Epochs;
 use crate::prefetch::{Plan, Target};
 use crate::replay::Replay;
 use crate::seen::{Counts, Fault, Seen};
+use crate::state::{Counter, State};
 use crate::trace::{self, Header, Kind, Writer};
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
@@ -29,6 +31,10 @@ const AROUND: u64 = 64 << 10;
 
 /// The most discarded pages that one fault fills.
 const REFILLED: u64 = 512;
+
+/// What [`Counter::Refused`] says.
+const MOVED: u64 = 1;
+const COPIED: u64 = 2;
 
 const ENOMEM: i32 = Errno::ENOMEM as i32;
 const EINVAL: i32 = Errno::EINVAL as i32;
@@ -43,8 +49,9 @@ const OUT_OF_MEMORY: Duration = Duration::from_secs(10);
 pub struct Engine {
     uffd: Uffd,
     image: Arc<Image>,
+    state: State,
     areas: Vec<Area>,
-    events: Events,
+    epochs: Epochs,
     faults: VecDeque<Fault>,
     /// Faults on pages of the image, and on discarded ones.
     around: Ahead,
@@ -56,8 +63,6 @@ pub struct Engine {
     /// Whether the image is being brought into memory.
     warmed: bool,
     seen: Seen,
-    /// What happened that cannot be followed.
-    refused: Option<&'static str>,
     short_of_memory: Option<Instant>,
 }
 
@@ -93,7 +98,39 @@ impl Engine {
     /// # Errors
     /// `corrupt` when the image is shorter than the memory.
     pub fn new(uffd: Uffd, image: impl Into<Arc<Image>>, regions: Vec<Region>) -> Result<Self, Error> {
-        let image = image.into();
+        let state = State::new(&regions).map_err(|source| Error::State { source })?;
+        Self::on(uffd, image.into(), &regions, state)
+    }
+
+    /// Goes on where another server ended, however it ended: applies what it had read, and wakes who waits for a page, to ask
+    /// again.
+    ///
+    /// # Errors
+    /// As [`Engine::new`]; what waking said.
+    pub(crate) fn resume(
+        uffd: Uffd,
+        image: Arc<Image>,
+        regions: &[Region],
+        state: State,
+    ) -> Result<Self, Error> {
+        let mut engine = Self::on(uffd, image, regions, state)?;
+        let left = messages::left(engine.state.messages());
+        for event in left.map_err(|source| Error::State { source })? {
+            // Faults come again.
+            let Self { state, areas, epochs, seen, .. } = &mut engine;
+            apply(event, state, areas, epochs.now(), seen);
+        }
+        messages::forget(engine.state.messages());
+        for Region { address, size, offset, .. } in regions.iter().copied() {
+            match engine.uffd.wake(address, size).map_err(|error| (error.raw_os_error(), error)) {
+                Ok(()) | Err((Some(ENOMEM | EINVAL), _)) => {}
+                Err((_, source)) => return Err(Error::Fill { offset, source }),
+            }
+        }
+        Ok(engine)
+    }
+
+    fn on(uffd: Uffd, image: Arc<Image>, regions: &[Region], state: State) -> Result<Self, Error> {
         let wanted = regions.iter().map(Region::offset_end).max().unwrap_or(0);
         if wanted > image.size() {
             return Err(Error::ImageShort { size: image.size(), wanted });
@@ -101,8 +138,8 @@ impl Engine {
         Ok(Self {
             uffd,
             image,
-            areas: regions.into_iter().map(Area::new).collect(),
-            events: Events::new(),
+            areas: area::all(regions, &state),
+            epochs: Epochs::of(&state).map_err(|source| Error::State { source })?,
             faults: VecDeque::new(),
             around: Ahead::new(AROUND / page_size() as u64),
             refills: Ahead::new(REFILLED),
@@ -111,8 +148,8 @@ impl Engine {
             replay: None,
             scratch: Scratch::default(),
             warmed: false,
-            seen: Seen::default(),
-            refused: None,
+            seen: Seen::of(&state),
+            state,
             short_of_memory: None,
         })
     }
@@ -174,28 +211,18 @@ impl Engine {
     /// # Errors
     /// What reading said.
     pub fn drain(&mut self) -> Result<(), Error> {
-        let Self { uffd, events, areas, faults, seen, refused, .. } = self;
+        let Self { uffd, state, areas, epochs, faults, seen, .. } = self;
+        let epoch = epochs.now();
         let mut read = None;
-        uffd.drain(events, |event| match event {
+        let done = uffd.drain_into(state.messages(), |event| match event {
             Event::Fault { address, write } => {
-                seen.counts.faults += 1;
+                state.add(Counter::Faults, 1);
                 // One look at the clock for all that one call read.
                 faults.push_back(Fault { address, write, read: *read.get_or_insert_with(Instant::now) });
             }
-            Event::Remove { start, end } => areas.iter_mut().for_each(|area| {
-                let pages = area.pages_of(start, end);
-                seen.removed(area.offset_of(pages.start), (pages.end - pages.start) * area.region.page_size);
-                area.discard(pages);
-            }),
-            // It is the VMM's own doing that nobody can reach these pages any more.
-            Event::Unmap { start, end } => areas.iter_mut().for_each(|area| {
-                let pages = area.pages_of(start, end);
-                area.settled.insert(pages);
-            }),
-            Event::Remap => *refused = Some("moved to another address (mremap)"),
-            Event::Fork => *refused = Some("was copied by a fork"),
-        })
-        .map_err(|source| Error::Events { source })
+            event => apply(event, state, areas, epoch, seen),
+        });
+        done.map_err(|source| Error::Events { source })
     }
 
     /// Answers the faults read so far, in their order. Call [`Engine::drain`] first.
@@ -203,8 +230,10 @@ impl Engine {
     /// # Errors
     /// When a page cannot be filled: its VM would hang.
     pub fn serve(&mut self) -> Result<Step, Error> {
-        if let Some(what) = self.refused {
-            return Err(Error::Event { what: what.into() });
+        match self.state.count(Counter::Refused) {
+            0 => {}
+            MOVED => return Err(Error::Event { what: "moved to another address (mremap)".into() }),
+            _ => return Err(Error::Event { what: "was copied by a fork".into() }),
         }
         while let Some(&fault) = self.faults.front() {
             let address = fault.address;
@@ -244,7 +273,7 @@ impl Engine {
         let pages = area.unsettled(page..most.min(area.region.pages())).unwrap_or(page..page + 1);
         let came = self.fill(index, pages, Limit { data: AROUND, zeros: AROUND })?;
         self.around.filled(index, page, came.pages.max(1));
-        self.seen.counts.around += came.pages.saturating_sub(1);
+        self.state.add(Counter::Around, came.pages.saturating_sub(1));
         Ok(came)
     }
 
@@ -278,8 +307,8 @@ impl Engine {
         if matches!(came.kind, Kind::Image | Kind::Zero) {
             let (area, kind) = (&self.areas[index], if recorded { Kind::Replay } else { Kind::Prefetch });
             let bytes = came.pages * area.region.page_size;
-            self.seen.counts.prefetched += came.pages;
-            self.seen.counts.prefetched_bytes += bytes;
+            self.state.add(Counter::Prefetched, came.pages);
+            self.state.add(Counter::PrefetchedBytes, bytes);
             self.seen.loaded(began, kind, area.offset_of(first), bytes);
             if let Some(replay) = self.replay.as_mut().filter(|_| recorded) {
                 replay.loaded(bytes);
@@ -295,24 +324,26 @@ impl Engine {
 
     /// Fills some of these pages, from the first on, and marks what is there now.
     fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Came, Error> {
-        let Self { uffd, image, areas, scratch, seen, .. } = self;
+        let Self { uffd, image, state, areas, epochs, scratch, .. } = self;
         let area = &mut areas[index];
         let (first, page_size) = (pages.start, area.region.page_size);
         let Fill { filled, from_image } = area.fill(uffd, image, pages, limit, scratch);
         let (count, kind) = match filled {
             Filled::Bytes(bytes) => {
                 let count = bytes as u64 / page_size;
-                let Counts { copied, copied_bytes, zeroed, zeroed_bytes, .. } = &mut seen.counts;
-                let (pages, all) = if from_image { (copied, copied_bytes) } else { (zeroed, zeroed_bytes) };
-                *pages += count;
-                *all += bytes as u64;
+                let (pages, all) = match from_image {
+                    true => (Counter::Copied, Counter::CopiedBytes),
+                    false => (Counter::Zeroed, Counter::ZeroedBytes),
+                };
+                state.add(pages, count);
+                state.add(all, bytes as u64);
                 let kind = match (from_image, area.settled.has(first)) {
                     (true, _) => Kind::Image,
                     (false, false) => Kind::Zero,
                     (false, true) => {
                         // Settled and yet missing: maybe discarded without a word, by a VMM that did not ask for these
                         // events.
-                        area.discard(first..first + count);
+                        area.discard(first..first + count, epochs.now());
                         Kind::Refill
                     }
                 };
@@ -389,7 +420,7 @@ impl Engine {
 
     /// What was done so far.
     pub fn counts(&self) -> Counts {
-        self.seen.counts
+        self.seen.counts()
     }
 
     /// What was seen, as fields of `stats`.
@@ -415,25 +446,34 @@ impl Engine {
         self.seen.trace(Writer::new(file, header));
     }
 
+    /// The ranges of the image that the VMM has discarded so far.
+    pub fn removed(&self) -> Removed {
+        self.removed_since(None)
+    }
+
     /// How many pages the VMM has discarded so far.
     pub fn removed_pages(&self) -> u64 {
         self.areas.iter().map(|area| area.removed.count()).sum()
     }
 
-    /// The ranges of the image that the VMM has discarded since [`Engine::forget_fresh`].
-    pub fn fresh(&self) -> Removed {
-        let ranges = |area: &'_ Area| {
-            let runs = area.fresh.runs();
+    /// The ranges of the image that the VMM has discarded since the last snapshot in `parent`, see [`Epochs::since`].
+    pub(crate) fn removed_since(&self, parent: Option<&Path>) -> Removed {
+        let epoch = self.epochs.since(parent);
+        let ranges = |area: &Area| {
+            let runs = area.discarded_since(epoch);
             runs.map(|run| area.offset_of(run.start)..area.offset_of(run.end)).collect::<Vec<_>>()
         };
         self.areas.iter().flat_map(ranges).collect()
     }
 
-    /// A snapshot was taken: what is discarded from here on is fresh.
-    pub fn forget_fresh(&mut self) {
-        for area in &mut self.areas {
-            area.fresh = Bits::new(area.region.pages());
-        }
+    /// A snapshot was dumped into this directory: what is discarded from here on belongs to the next.
+    pub(crate) fn dumped(&mut self, dir: PathBuf) -> Result<(), Error> {
+        self.epochs.end(dir).map_err(|source| Error::State { source })
+    }
+
+    /// What a successor needs.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// Bytes of memory.
@@ -452,6 +492,26 @@ impl Engine {
     }
 }
 
+/// Applies what has happened to the memory. To apply a discard twice is the same as once, as long as nothing was filled
+/// between.
+fn apply(event: Event, state: &State, areas: &mut [Area], epoch: u32, seen: &mut Seen) {
+    match event {
+        Event::Fault { .. } => {}
+        Event::Remove { start, end } => areas.iter_mut().for_each(|area| {
+            let pages = area.pages_of(start, end);
+            seen.removed(area.offset_of(pages.start), (pages.end - pages.start) * area.region.page_size);
+            area.discard(pages, epoch);
+        }),
+        // It is the VMM's own doing that nobody can reach these pages any more.
+        Event::Unmap { start, end } => areas.iter_mut().for_each(|area| {
+            let pages = area.pages_of(start, end);
+            area.settled.insert(pages);
+        }),
+        Event::Remap => state.set(Counter::Refused, MOVED),
+        Event::Fork => state.set(Counter::Refused, COPIED),
+    }
+}
+
 /// Brings the image into memory and into this process's page table, ahead of the copies from it: they then find it there
 /// without waiting for a disk or for a fault of their own. It ends with the engine, or at the end of the image.
 fn warm(image: &Weak<Image>) {
@@ -465,3 +525,7 @@ fn warm(image: &Weak<Image>) {
         at = end;
     }
 }
+
+#[cfg(test)]
+#[path = "tests/takeover.rs"]
+mod tests;

@@ -1,60 +1,66 @@
 //! Which discards belong to which snapshot.
 //!
 //! A Diff is relative to a parent. What the VMM discarded before that parent was dumped is in the parent already, and may have
-//! been written again since: only what was discarded after it may be told to be zero. So each dump begins an epoch.
+//! been written again since: only what was discarded after it may be told to be zero. So each dump ends an epoch and begins
+//! the next, and of each page it is known in which one it was discarded last.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use snap::Removed;
+use crate::state::State;
 
-/// The discards of a VM's life, cut at its snapshots.
-#[derive(Debug, Default)]
+/// The epochs of a VM's life, numbered from 0: the directory of the dump that ended each.
+#[derive(Debug)]
 pub(crate) struct Epochs {
-    /// Each snapshot taken, with what was discarded between the one before it and itself.
-    ended: Vec<(PathBuf, Removed)>,
+    state: State,
+    ended: Vec<PathBuf>,
 }
 
 impl Epochs {
-    /// A snapshot was dumped into this directory; `fresh` was discarded since the one before.
-    pub fn end(&mut self, dir: PathBuf, fresh: Removed) {
-        self.ended.push((dir, fresh));
+    /// Those that the state knows of.
+    pub fn of(state: &State) -> io::Result<Self> {
+        Ok(Self { state: state.clone(), ended: state.dumps()? })
     }
 
-    /// What was discarded since the last snapshot in `parent`; all there is when the VM was restored from it, or no parent
-    /// is given. `fresh` was discarded since the last snapshot of all.
-    pub fn since(&self, parent: Option<&Path>, fresh: &Removed) -> Removed {
+    /// The one that lasts.
+    pub fn now(&self) -> u32 {
+        self.ended.len() as u32
+    }
+
+    /// A snapshot was dumped into this directory.
+    pub fn end(&mut self, dir: PathBuf) -> io::Result<()> {
+        self.state.add_dump(&self.ended, &dir)?;
+        self.ended.push(dir);
+        Ok(())
+    }
+
+    /// The first one after the last snapshot in `parent`; the first of all when the VM was restored from it, or no parent is
+    /// given.
+    pub fn since(&self, parent: Option<&Path>) -> u32 {
         // A directory's name may be used again after a failed pause: the last use counts.
-        let from =
-            self.ended.iter().rposition(|(dir, _)| Some(dir.as_path()) == parent).map_or(0, |at| at + 1);
-        let ended = self.ended[from..].iter().flat_map(|(_, removed)| removed.ranges());
-        ended.chain(fresh.ranges()).collect()
+        self.ended.iter().rposition(|dir| Some(dir.as_path()) == parent).map_or(0, |at| at as u32 + 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ranges(removed: &[(u64, u64)]) -> Removed {
-        removed.iter().map(|&(start, end)| start..end).collect()
-    }
+    use crate::Region;
 
     #[test]
     fn a_diff_is_told_only_what_was_discarded_after_its_parent() {
         let (first, second) = (Path::new("/gen-1"), Path::new("/gen-2"));
-        let mut epochs = Epochs::default();
-        let fresh = ranges(&[(0, 4096)]);
-        assert_eq!(epochs.since(Some(Path::new("/restored-from")), &fresh), fresh);
-        epochs.end(first.into(), fresh);
-        let fresh = ranges(&[(8192, 12288)]);
-        assert_eq!(epochs.since(Some(first), &fresh), fresh);
-        assert_eq!(epochs.since(None, &fresh), ranges(&[(0, 4096), (8192, 12288)]));
-        epochs.end(second.into(), fresh);
-        let fresh = ranges(&[(0, 4096)]);
-        assert_eq!(epochs.since(Some(second), &fresh), fresh);
-        assert_eq!(epochs.since(Some(first), &fresh), ranges(&[(0, 4096), (8192, 12288)]));
-        // Asked twice of one frozen VM: the same answer, relative to the same parent.
-        epochs.end(second.into(), Removed::new());
-        assert_eq!(epochs.since(Some(second), &fresh), fresh);
+        let state = State::new(&[Region { address: 4096, size: 4096, offset: 0, page_size: 4096 }]).unwrap();
+        let mut epochs = Epochs::of(&state).unwrap();
+        assert_eq!((epochs.now(), epochs.since(Some(Path::new("/restored-from")))), (0, 0));
+        epochs.end(first.into()).unwrap();
+        assert_eq!((epochs.now(), epochs.since(Some(first)), epochs.since(None)), (1, 1, 0));
+        epochs.end(second.into()).unwrap();
+        // A successor goes on from there.
+        let mut epochs = Epochs::of(&state).unwrap();
+        assert_eq!((epochs.now(), epochs.since(Some(second)), epochs.since(Some(first))), (2, 2, 1));
+        // The name is used again.
+        epochs.end(first.into()).unwrap();
+        assert_eq!((epochs.since(Some(first)), epochs.since(Some(second))), (3, 2));
     }
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use wire::{Fault, Kind};
 
+/// The code of [`Error::NotRunning`], as a server may say it of another one.
+pub(crate) const NOT_RUNNING: &str = "uffd.not_running";
+
 /// A failure of wrenn-uffd's work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -87,6 +90,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The memory that outlives the server cannot be had, or is not what it must be.
+    #[error("cannot keep what is known of the VM in shared memory")]
+    State {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Reading events failed.
     #[error("cannot read the VMM's page faults")]
     Events {
@@ -98,6 +107,18 @@ pub enum Error {
     NotRunning {
         /// Its control socket.
         control: PathBuf,
+    },
+    /// Nobody would start another server.
+    #[error("the page server's guardian, pid {pid}, is gone: nobody would start another one in its place")]
+    NoGuardian {
+        /// The guardian.
+        pid: i32,
+    },
+    /// No other server came.
+    #[error("the page server ended, and no other came in its place; {} says why", log.display())]
+    NotRestarted {
+        /// What the guardian wrote.
+        log: PathBuf,
     },
     /// There is a server that says nothing.
     #[error("the page server at {} does not answer within {seconds} s", control.display())]
@@ -163,17 +184,20 @@ impl Fault for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Image(error) => error.kind(),
-            Self::Io { source, .. } | Self::Fill { source, .. } | Self::Events { source } => {
-                Kind::of_io(source)
-            }
+            Self::Io { source, .. }
+            | Self::Fill { source, .. }
+            | Self::Events { source }
+            | Self::State { source } => Kind::of_io(source),
             Self::PathTooLong { .. } => Kind::Invalid,
-            Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } => Kind::Conflict,
+            Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } | Self::NoGuardian { .. } => {
+                Kind::Conflict
+            }
             Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
             Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
             Self::ImageShort { .. } | Self::ImageLost { .. } | Self::Trace { .. } => Kind::Corrupt,
             Self::NotRunning { .. } => Kind::NotFound,
             Self::NoProgram { .. } | Self::NoUserfaultfd { .. } => Kind::Unsupported,
-            Self::Died { .. } | Self::Protocol { .. } => Kind::Internal,
+            Self::Died { .. } | Self::NotRestarted { .. } | Self::Protocol { .. } => Kind::Internal,
         }
     }
 
@@ -191,10 +215,13 @@ impl Fault for Error {
             Self::Event { .. } => "uffd.event",
             Self::Fill { .. } => "uffd.fill",
             Self::Events { .. } => "uffd.events",
-            Self::NotRunning { .. } => "uffd.not_running",
+            Self::State { .. } => "uffd.state",
+            Self::NotRunning { .. } => NOT_RUNNING,
+            Self::NoGuardian { .. } => "uffd.no_guardian",
             Self::NoAnswer { .. } => "uffd.no_answer",
             Self::VmAlive { .. } => "uffd.vm_alive",
             Self::Died { .. } => "uffd.died",
+            Self::NotRestarted { .. } => "uffd.not_restarted",
             Self::NoProgram { .. } => "uffd.no_program",
             Self::Trace { .. } => "uffd.trace",
             Self::NoUserfaultfd { .. } => "uffd.no_userfaultfd",

@@ -1,44 +1,84 @@
-//! The guardian: the server's parent. It notices the server's death and stops the VMM rather than let it hang.
+//! The guardian: the server's parent. It holds a copy of all that the server needs, and when the server dies it starts
+//! another one on that; only when this fails it stops the VMM, rather than let it hang.
 //!
 //! `serve` in the foreground is the guardian itself and prints the server's events; a detached guardian writes them to the
-//! log. It knows the VMM by pid, start time and boot id, which the server tells in `connected`.
+//! log ([`detached`]). The service goes by the guardian's name, as servers come and go.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+pub(crate) mod detached;
+
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
-use sys::process::{Process, any_readable};
+use sys::listener::Listener;
+use sys::process::{Process, any_readable, readable};
 
 use crate::Error;
+use crate::channel::{self, Event, Heard};
 use crate::config::Config;
 use crate::control::refusal;
+use crate::orders::{Given, Handed, Orders};
 use crate::role::{SERVER, program};
 use crate::socket;
+use crate::state::{Counter, State};
 
-/// A server and what is known of its VMM.
+/// How long a server may take to end when it is told to.
+const ENDING: Duration = Duration::from_secs(3);
+
+/// How often in succession a server may be started in vain: it died before it had filled a page or served for a while.
+const IN_VAIN: u32 = 3;
+
+/// For a while.
+const A_WHILE: Duration = Duration::from_secs(10);
+
+/// A service: its server, and what the next one would need.
 pub(crate) struct Guardian {
-    child: Child,
-    server: Process,
-    pipe: io::PipeReader,
-    read: Vec<u8>,
     config: Config,
-    vmm: Option<Process>,
-    told: bool,
+    name: Process,
+    control: Option<Listener>,
+    /// Where a VMM connects. It goes when one has: a second one is refused by the kernel rather than left waiting.
+    socket: Option<Listener>,
+    server: Server,
+    vms: Vec<Vm>,
+    /// A VMM that has handed over its descriptor, and is not served yet.
+    greeting: Option<Process>,
+    restarts: u64,
+    in_vain: u32,
+    listens: bool,
+    /// Since when the server has been asked to end.
+    told: Option<Instant>,
+    /// Whether it has said how it ended.
     ended: bool,
+    /// Whether all is over.
+    done: bool,
+    /// Whether it ends to be started again.
+    asked: bool,
+    /// Why there is none that says anything, and since when.
+    restarting: Option<(String, Instant)>,
 }
 
-/// An event of the server: its name and its other fields.
-pub(crate) struct Event {
-    pub name: String,
-    pub fields: Map<String, Value>,
+/// A running server.
+struct Server {
+    child: Child,
+    process: Process,
+    channel: Heard,
+    started: Instant,
+    /// How many pages had been filled then.
+    filled: u64,
 }
 
-/// How a server ended.
+/// A VM that is served.
+struct Vm {
+    peer: Process,
+    handed: Handed,
+    state: State,
+}
+
+/// How a service ended.
 pub(crate) struct Ending {
     /// What went wrong, if it did not end as it should.
     pub error: Option<wire::Error>,
@@ -47,144 +87,252 @@ pub(crate) struct Ending {
 }
 
 impl Guardian {
-    /// Starts a server.
-    pub fn start(config: Config, log: Stdio) -> Result<Self, Error> {
-        let program = program()?;
-        let failed = |source| Error::io("start", &program)(source);
-        let (pipe, writer) = io::pipe().map_err(failed)?;
-        let mut command = Command::new(&program);
-        command.arg(SERVER).arg(config.to_json().to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = sys::detach::spawn(command, vec![writer.into()]).map_err(failed)?;
-        // It cannot have ended unnoticed: nobody has waited for it yet. A zombie has a start time all the same.
-        let pid = child.id() as i32;
-        let server = Process::of_pid(pid)
-            .or_else(|_| Ok(Process { pid, start_time: 0, boot_id: sys::process::boot_id()? }))
-            .map_err(failed)?;
-        Ok(Self { child, server, pipe, read: Vec::new(), config, vmm: None, told: false, ended: false })
+    /// Starts a service: its sockets, and a server.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        let name = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
+        // A VMM that finds a socket is not to be disappointed.
+        config.source.check()?;
+        let control = socket::bind(&config.paths.control)?;
+        let listener = socket::bind(&config.paths.socket)?;
+        let server = start(&config, &name, 0, &control, Some(&listener), &[])?;
+        Ok(Self {
+            config,
+            name,
+            control: Some(control),
+            socket: Some(listener),
+            server,
+            vms: Vec::new(),
+            greeting: None,
+            restarts: 0,
+            in_vain: 0,
+            listens: false,
+            told: None,
+            ended: false,
+            done: false,
+            asked: false,
+            restarting: None,
+        })
     }
 
-    /// The server's next event; `None` when it has ended. A signal to this process is passed on to the server, once.
+    /// The next event; `None` when the service has ended. A signal to this process is passed on to the server, once.
     pub fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
-            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.read.drain(..=end).collect();
-                return self.event(&line).map(Some);
-            }
             self.wait()?;
-            let mut buffer = [0; 4096];
-            match self.pipe.read(&mut buffer) {
-                Ok(0) => return Ok(None),
-                Ok(count) => self.read.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::io("listen to", "the page server")(source)),
+            match self.server.channel.next()? {
+                Some(event) => {
+                    if let Some(event) = self.heard(event)? {
+                        return Ok(Some(event));
+                    }
+                }
+                None if self.ended || !self.start_again()? => return Ok(None),
+                None => {}
             }
         }
     }
 
-    /// Waits until the server says something, or ends.
+    /// Waits until the server says something, or ends. One that was told to end is killed if it takes too long.
     fn wait(&mut self) -> Result<(), Error> {
-        loop {
-            let signals = sys::signals::fd().filter(|_| !self.told);
-            let fds: Vec<_> = [self.pipe.as_fd()].into_iter().chain(signals).collect();
-            if any_readable(&fds).map_err(Error::io("listen to", "the page server"))?[0] {
+        let failed = || Error::io("listen to", "the page server");
+        while self.told.is_none() {
+            let channel = self.server.channel.socket.as_fd();
+            let fds: Vec<_> = [channel].into_iter().chain(sys::signals::fd()).collect();
+            if any_readable(&fds).map_err(failed())?[0] {
                 return Ok(());
             }
             if sys::signals::pending().is_some() {
                 self.terminate();
             }
         }
-    }
-
-    /// Asks the server to end.
-    pub fn terminate(&mut self) {
-        self.told = true;
-        let _ = self.server.signal(Signal::SIGTERM);
-    }
-
-    fn event(&mut self, line: &[u8]) -> Result<Event, Error> {
-        let strange = || Error::Protocol { what: String::from_utf8_lossy(line).trim().to_owned() };
-        let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) else { return Err(strange()) };
-        let name = match fields.shift_remove("event") {
-            Some(Value::String(name)) => name,
-            _ => return Err(strange()),
-        };
-        if let Some(peer) = peer(&fields) {
-            self.vmm = Some(peer);
+        let left = self.told.map_or(ENDING, |told| ENDING.saturating_sub(told.elapsed()));
+        if !readable(&self.server.channel.socket, left).map_err(failed())? {
+            let _ = self.server.child.kill();
         }
+        Ok(())
+    }
+
+    /// Asks the server to end. It is killed if it does not.
+    pub fn terminate(&mut self) {
+        if self.told.is_none() {
+            self.told = Some(Instant::now());
+            let _ = self.server.process.signal(Signal::SIGTERM);
+        }
+    }
+
+    /// Takes note of an event. Gives what others are to know.
+    fn heard(&mut self, event: Event) -> Result<Option<Event>, Error> {
+        let Event { name, mut fields, fds } = event;
         match name.as_str() {
-            "failed" => self.ended = true,
+            "listening" => {
+                self.listens = true;
+                let Process { pid, start_time, boot_id } = &self.name;
+                let own = json!({"socket": self.config.paths.socket, "control": self.config.paths.control,
+                                 "pid": pid, "start_time": start_time, "boot_id": boot_id});
+                let own = own.as_object().cloned().unwrap_or_default();
+                fields = own.into_iter().chain(fields).collect();
+            }
+            "ready" => {
+                let Some((reason, since)) = self.restarting.take() else { return Ok(None) };
+                let ms = since.elapsed().as_micros() as f64 / 1000.0;
+                let fields = json!({"reason": reason, "ms": ms, "restarts": self.restarts,
+                                    "server_pid": self.server.process.pid});
+                let fields = fields.as_object().cloned().unwrap_or_default();
+                return Ok(Some(Event { name: "restarted".into(), fields, fds }));
+            }
+            "greeting" => {
+                self.greeting = peer(&fields);
+                return Ok(None);
+            }
+            "connected" => {
+                let mut fds = fds.into_iter();
+                if let (Some(peer), Some(uffd), Some(state)) = (peer(&fields), fds.next(), fds.next()) {
+                    let failed = |source| Error::State { source };
+                    let handed = Handed { uffd, state: state.try_clone().map_err(failed)? };
+                    let (state, _) = State::open(state).map_err(failed)?;
+                    self.vms.push(Vm { peer, handed, state });
+                }
+                (self.greeting, self.socket) = (None, None);
+                return Ok(Some(Event { name, fields, fds: Vec::new() }));
+            }
+            "handover" => {
+                self.asked = true;
+                return Ok(None);
+            }
+            "failed" => {
+                self.ended = true;
+                self.greeting = peer(&fields).or(self.greeting.take());
+            }
             "closed" => {
                 self.ended = true;
-                if fields.get("vmm").and_then(Value::as_str) != Some("abandoned") {
-                    self.vmm = None;
+                match fields.get("vmm").and_then(Value::as_str) == Some("abandoned") {
+                    true => self.greeting = peer(&fields),
+                    false => (self.vms, self.greeting) = (Vec::new(), None),
                 }
             }
             _ => {}
         }
-        Ok(Event { name, fields })
+        Ok(Some(Event { name, fields, fds }))
     }
 
-    /// Waits for the server's end, stops a VMM it left behind, and clears up if it could not do so itself.
-    pub fn conclude(mut self, failed: Option<wire::Error>) -> Ending {
-        let how = match self.child.wait() {
-            Ok(status) => match (status.code(), status.signal()) {
-                (_, Some(signal)) => format!("signal {signal}"),
-                (code, _) => format!("exit status {}", code.unwrap_or(-1)),
-            },
-            Err(error) => error.to_string(),
-        };
-        let mut error = failed;
-        if !self.ended {
-            error.get_or_insert_with(|| Error::Died { how }.into());
-            self.clear_up();
+    /// The server has ended without a word, or to be replaced: starts another one, unless there is no use. Gives whether it
+    /// did.
+    fn start_again(&mut self) -> Result<bool, Error> {
+        let died = Instant::now();
+        let how = how(&mut self.server.child);
+        let asked = std::mem::take(&mut self.asked);
+        if asked || filled(&self.vms) > self.server.filled || self.server.started.elapsed() > A_WHILE {
+            self.in_vain = 0;
+        } else {
+            self.in_vain += 1;
         }
-        let mut stopped = None;
-        if let Some(vmm) = self.vmm.take().filter(Process::is_alive) {
+        // Without a VM there is nothing to lose yet but who waits to connect.
+        let lost = self.vms.iter().any(|vm| !vm.peer.is_alive()) || self.greeting.is_some();
+        if !self.listens || self.told.is_some() || lost || self.in_vain > IN_VAIN {
+            let again = if self.in_vain > IN_VAIN { ", as did the ones before it" } else { "" };
+            return Err(Error::Died { how: format!("{how}{again}") });
+        }
+        self.restarts += 1;
+        // Since the first of those that died without having said anything.
+        self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
+        let Some(control) = &self.control else { return Ok(false) };
+        self.server =
+            start(&self.config, &self.name, self.restarts, control, self.socket.as_ref(), &self.vms)?;
+        Ok(true)
+    }
+
+    /// Waits for the server's end, and stops a VMM that it left behind. `failed` is what is known to have gone wrong.
+    pub fn conclude(mut self, failed: Option<wire::Error>) -> Ending {
+        self.finish(failed)
+    }
+
+    fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
+        // Nobody who asks from here on is to wait for an answer.
+        (self.control, self.socket, self.done) = (None, None, true);
+        let _ = self.server.child.kill();
+        let _ = self.server.child.wait();
+        let mut ending = Ending { error: failed, stopped: None };
+        let left = std::mem::take(&mut self.vms).into_iter().map(|vm| vm.peer).chain(self.greeting.take());
+        for vmm in left.filter(Process::is_alive) {
             match vmm.end(Duration::ZERO) {
-                Ok(()) => stopped = Some(vmm.pid),
+                Ok(()) => ending.stopped = Some(vmm.pid),
                 Err(source) => {
-                    let failed =
-                        Error::Io { doing: "stop the VMM", path: vmm.pid.to_string().into(), source };
-                    error = Some(match error {
-                        Some(error) => error.absorb(failed.into()),
-                        None => failed.into(),
+                    let path = vmm.pid.to_string().into();
+                    let failed = wire::Error::from(Error::Io { doing: "stop the VMM", path, source });
+                    ending.error = Some(match ending.error {
+                        Some(error) => error.absorb(failed),
+                        None => failed,
                     });
                 }
             }
         }
-        if let (Some(error), Some(pid)) = (&mut error, stopped) {
+        if let (Some(error), Some(pid)) = (&mut ending.error, ending.stopped) {
             error.detail.push(format!("the VMM, pid {pid}, was stopped, as it would have hung"));
         }
-        self.ended = true;
-        self.told = true;
-        Ending { error, stopped }
-    }
-
-    /// Removes the names that a dead server left.
-    fn clear_up(&self) {
-        for path in [&self.config.paths.socket, &self.config.paths.control] {
-            if sys::listener::connect(path, Duration::ZERO)
-                .is_err_and(|error| error.kind() != io::ErrorKind::TimedOut)
-            {
-                let _ = socket::remove(path);
-            }
-        }
+        ending
     }
 }
 
 /// A guardian that is given up (nobody reads its events any more) takes its server along, and a VMM that would hang.
 impl Drop for Guardian {
     fn drop(&mut self) {
-        if self.ended && self.told {
-            return;
+        if !self.done {
+            self.terminate();
+            while let Ok(Some(_)) = self.next() {}
+            self.finish(None);
         }
-        self.terminate();
-        while let Ok(Some(_)) = self.next() {}
-        let _ = self.child.wait();
-        if let Some(vmm) = self.vmm.take().filter(Process::is_alive) {
-            let _ = vmm.end(Duration::ZERO);
-        }
+    }
+}
+
+/// Starts a server on what there is.
+fn start(
+    config: &Config,
+    name: &Process,
+    restarts: u64,
+    control: &Listener,
+    socket: Option<&Listener>,
+    vms: &[Vm],
+) -> Result<Server, Error> {
+    let program = program()?;
+    let failed = |source| Error::io("start", &program)(source);
+    let again = || {
+        let copy = |fd: &OwnedFd| fd.try_clone();
+        let listener = |listener: &Listener| listener.socket.as_fd().try_clone_to_owned();
+        let (channel, theirs) = channel::pair()?;
+        let handed = |vm: &Vm| Ok(Handed { uffd: copy(&vm.handed.uffd)?, state: copy(&vm.handed.state)? });
+        let given = Given {
+            channel: theirs,
+            control: listener(control)?,
+            socket: socket.map(listener).transpose()?,
+            vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
+        };
+        let orders = Orders { config: config.clone(), name: name.clone(), restarts, given };
+        let (words, keep) = orders.into_parts();
+        let mut command = Command::new(&program);
+        command.arg(SERVER).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let child = sys::detach::spawn(command, keep)?;
+        // It cannot have ended unnoticed: nobody has waited for it yet. A zombie has a start time all the same.
+        let pid = child.id() as i32;
+        let process = Process::of_pid(pid).or_else(|_| {
+            Ok::<_, io::Error>(Process { pid, start_time: 0, boot_id: sys::process::boot_id()? })
+        })?;
+        Ok(Server { child, process, channel, started: Instant::now(), filled: filled(vms) })
+    };
+    again().map_err(failed)
+}
+
+/// How many pages have been filled.
+fn filled(vms: &[Vm]) -> u64 {
+    vms.iter().map(|vm| vm.state.count(Counter::Copied) + vm.state.count(Counter::Zeroed)).sum()
+}
+
+/// How a process has ended.
+fn how(child: &mut Child) -> String {
+    match child.wait() {
+        Ok(status) => match (status.code(), status.signal()) {
+            (_, Some(signal)) => format!("signal {signal}"),
+            (code, _) => format!("exit status {}", code.unwrap_or(-1)),
+        },
+        Err(error) => error.to_string(),
     }
 }
 
@@ -199,67 +347,4 @@ fn peer(fields: &Map<String, Value>) -> Option<Process> {
         start_time: fields.get("peer_start_time")?.as_u64()?,
         boot_id: fields.get("peer_boot_id")?.as_str()?.to_owned(),
     })
-}
-
-/// The detached guardian. `caller` is the pipe to whoever started it: one line, the server's first event.
-pub(crate) fn run(config: Config, caller: OwnedFd) -> ExitCode {
-    let mut caller = Some(File::from(caller));
-    let log = config.paths.log.clone();
-    let mut failed = None;
-    let ending = match Guardian::start(config, Stdio::inherit()) {
-        Err(error) => Ending { error: Some(error.into()), stopped: None },
-        Ok(mut guardian) => {
-            loop {
-                match guardian.next() {
-                    Ok(Some(event)) => {
-                        say(&event.name, &Value::Object(event.fields.clone()));
-                        if event.name == "failed" {
-                            failed = Some(failure(&event.fields));
-                        }
-                        if let Some(mut caller) = caller.take()
-                            && tell(&mut caller, &event.name, Value::Object(event.fields)).is_err()
-                        {
-                            // Nobody will ever know of this server.
-                            guardian.terminate();
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(error) => {
-                        failed = Some(error.into());
-                        guardian.terminate();
-                        break;
-                    }
-                }
-            }
-            guardian.conclude(failed)
-        }
-    };
-    if let Some(pid) = ending.stopped {
-        say("vmm_stopped", &json!({"pid": pid, "reason": "its page server ended while pages were missing"}));
-    }
-    match ending.error {
-        None => {
-            if ending.stopped.is_none() {
-                let _ = socket::remove(&log);
-            }
-            ExitCode::SUCCESS
-        }
-        Some(error) => {
-            say("failed", &json!({ "error": error.to_json("wrenn-uffd", "serve") }));
-            if let Some(mut caller) = caller {
-                let _ = tell(&mut caller, "failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
-            }
-            ExitCode::from(error.kind.status())
-        }
-    }
-}
-
-fn tell(caller: &mut File, event: &str, mut fields: Value) -> io::Result<()> {
-    fields["event"] = event.into();
-    caller.write_all(format!("{fields}\n").as_bytes())
-}
-
-/// A line of the log.
-fn say(event: &str, fields: &Value) {
-    eprintln!("{} {event} {fields}", wire::timestamp());
 }

@@ -1,12 +1,13 @@
 //! The page server: answers a VMM's page faults from a memory image (docs/wrenn-uffd.md).
 //!
 //! Three processes play together: the verb that somebody calls, the server (one thread, [`Engine`]), and between them the
-//! guardian, the server's parent, which stops the VMM if the server dies. `wrenn-uffd` is the program of all three.
+//! guardian, the server's parent, which starts another one if the server dies. `wrenn-uffd` is the program of all three.
 #![forbid(unsafe_code)]
 
 mod ahead;
 mod area;
 mod bits;
+mod channel;
 mod check;
 mod config;
 mod control;
@@ -17,17 +18,21 @@ mod error;
 mod guardian;
 pub mod handshake;
 mod histogram;
+mod orders;
 mod prefetch;
 mod region;
 mod replay;
 mod report;
+mod restart;
 mod role;
 mod seen;
 mod serve;
 mod server;
 mod service;
+mod serving;
 mod socket;
 mod spin;
+mod state;
 mod stats;
 mod stop;
 mod timeline;
@@ -42,6 +47,7 @@ pub use prefetch::Prefetch;
 pub use region::{Region, RegionFault};
 pub use role::role;
 pub use seen::Counts;
+pub use serving::serving;
 pub use stats::missing_bytes;
 use wire::{Field, LockOf, Tool, Type, Verb};
 
@@ -53,7 +59,7 @@ const SOCKET: Field = Field::may(
 const CONTROL: Field =
     Field::may("control", Type::Path, "where stats and stop ask (default uffd.ctl beside the socket)");
 const ID: Field = Field::may("id", Type::Id, "the sandbox; its sockets lie in <run>/<id>");
-const UFFD: Field = Field::may("uffd", Type::Object, "pid, start_time, boot_id of the server that is meant");
+const UFFD: Field = Field::may("uffd", Type::Object, "pid, start_time, boot_id of the service that is meant");
 const REMOVED: Field = Field::need(
     "removed",
     Type::Path,
@@ -102,7 +108,11 @@ pub static TOOL: Tool = Tool {
                 ),
             ],
             reply: &[
-                Field::may("uffd.pid", Type::Integer, "the server's pid, with start_time and boot_id"),
+                Field::may(
+                    "uffd.pid",
+                    Type::Integer,
+                    "the service's pid, with start_time and boot_id: that of its guardian",
+                ),
                 Field::may("uffd.socket", Type::Path, "where the VMM connects"),
                 Field::may("uffd.control", Type::Path, "where stats and stop ask"),
                 Field::may("uffd.removed", Type::Path, "where stats writes the discarded ranges"),
@@ -118,11 +128,24 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records, server_pid, restarts",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",
             ..Verb::new("stats", "what a server has done, and the ranges the VMM discarded", stats::run)
+        },
+        Verb {
+            fields: &[ID, CONTROL, SOCKET, UFFD],
+            reply: &[
+                Field::need("stats", Type::Object, "as of stats, told by the new server"),
+                Field::need("restart_ms", Type::Number, "from the request to the new server's first answer"),
+            ],
+            example: "wrenn-uffd restart control=/tmp/uffd.ctl",
+            ..Verb::new(
+                "restart",
+                "another server, of the program as installed now, goes on in a server's place",
+                restart::run,
+            )
         },
         Verb {
             fields: &[

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// The most regions a VMM may have.
-const REGIONS: usize = 256;
+pub(crate) const REGIONS: usize = 256;
 
 /// Where pieces of memory lie: every offset and size is a multiple of this.
 const SMALLEST_PAGE: u64 = 4096;
@@ -87,7 +87,7 @@ impl Region {
         Ok(region)
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let Self { address, size, offset, page_size } = *self;
         if !page_size.is_power_of_two() || !(SMALLEST_PAGE..=LARGEST_PAGE).contains(&page_size) {
             return Err(format!("page_size {page_size} is no page size"));

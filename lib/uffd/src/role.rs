@@ -1,10 +1,10 @@
 //! The processes that `wrenn-uffd` starts are `wrenn-uffd` again, under another first word.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::Config;
+use crate::orders::Orders;
 use crate::{Error, check, guardian, server};
 
 pub(crate) const PROGRAM: &str = "wrenn-uffd";
@@ -14,27 +14,26 @@ pub(crate) const VMM: &str = "--vmm";
 
 /// Plays the part that this process was started for; `None` when it was started by a user. For the program's `main`.
 pub fn role() -> Option<ExitCode> {
-    let mut words = std::env::args().skip(1);
-    let role = words.next().filter(|word| [SERVER, GUARDIAN, VMM].contains(&word.as_str()))?;
+    let words: Vec<_> = std::env::args().skip(1).take(3).collect();
+    let role = words.first().filter(|word| [SERVER, GUARDIAN, VMM].contains(&word.as_str()))?;
+    let word = |index: usize| words.get(index).map(String::as_str).unwrap_or_default();
     if role == VMM {
-        return Some(check::vmm::run(&words.next().unwrap_or_default()));
+        return Some(check::vmm::run(word(1)));
     }
-    let started = sys::signals::block().and_then(|()| sys::detach::inherited(1));
-    let pipe = match started.map(|pipes| pipes.into_iter().next()) {
-        Ok(Some(pipe)) => pipe,
-        _ => {
-            eprintln!("{PROGRAM}: {role} is for {PROGRAM} itself; see {PROGRAM} serve --help");
-            return Some(ExitCode::from(wire::Kind::Invalid.status()));
+    let blocked = sys::signals::block().map_err(|source| Error::io("block", "signals")(source).into());
+    let played = blocked.and_then(|()| match role == SERVER {
+        true => Orders::inherited(word(1), word(2)).map(server::run),
+        false => {
+            let config = Config::from_json(word(1))?;
+            let caller = sys::detach::inherited(1).ok().and_then(|fds| fds.into_iter().next());
+            let caller = caller.ok_or_else(|| wire::Error::usage(format!("see {PROGRAM} serve --help")))?;
+            Ok(guardian::detached::run(config, caller))
         }
-    };
-    let config = match Config::from_json(&words.next().unwrap_or_default()) {
-        Ok(config) => config,
-        Err(error) => {
-            eprintln!("{PROGRAM}: {role}: {error}");
-            return Some(ExitCode::from(error.kind.status()));
-        }
-    };
-    Some(if role == SERVER { server::run(config, File::from(pipe)) } else { guardian::run(config, pipe) })
+    });
+    Some(played.unwrap_or_else(|error| {
+        eprintln!("{PROGRAM}: {role} is for {PROGRAM} itself: {error}");
+        ExitCode::from(error.kind.status())
+    }))
 }
 
 /// The program that plays these parts: beside the one that runs now, else in PATH.

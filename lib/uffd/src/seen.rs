@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::histogram::Latencies;
+use crate::state::{Counter, State};
 use crate::trace::{Kind, Record, Writer};
 
 /// What a server has done so far. Pages are those of the region they lie in.
@@ -42,27 +43,36 @@ pub(crate) struct Fault {
 /// Looks on while the engine works.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    pub counts: Counts,
+    /// Has the counts.
+    state: State,
+    /// As long as this server lives.
     pub latencies: Latencies,
-    /// Faults answered, by what the answer was: [`Kind::Image`] to [`Kind::Unmapped`].
-    answers: [u64; 5],
     trace: Option<Writer>,
     connected: Instant,
 }
 
-impl Default for Seen {
-    fn default() -> Self {
-        Self {
-            counts: Counts::default(),
-            latencies: Latencies::default(),
-            answers: [0; 5],
-            trace: None,
-            connected: Instant::now(),
+impl Seen {
+    /// Counts there.
+    pub fn of(state: &State) -> Self {
+        Self { state: state.clone(), latencies: Latencies::default(), trace: None, connected: Instant::now() }
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        let count = |counter| self.state.count(counter);
+        Counts {
+            faults: count(Counter::Faults),
+            copied: count(Counter::Copied),
+            zeroed: count(Counter::Zeroed),
+            prefetched: count(Counter::Prefetched),
+            prefetched_bytes: count(Counter::PrefetchedBytes),
+            around: count(Counter::Around),
+            copied_bytes: count(Counter::CopiedBytes),
+            zeroed_bytes: count(Counter::ZeroedBytes),
+            rereads: count(Counter::Rereads),
         }
     }
-}
 
-impl Seen {
     /// Writes down everything from now on, which is when the VMM connected.
     pub fn trace(&mut self, trace: Writer) {
         self.connected = Instant::now();
@@ -73,8 +83,8 @@ impl Seen {
     pub fn answered(&mut self, fault: &Fault, kind: Kind, offset: u64, length: u64) {
         let latency = fault.read.elapsed();
         self.latencies.add(latency);
-        self.answers[kind as usize - 1] += 1;
-        self.counts.rereads += u64::from(matches!(kind, Kind::Refill | Kind::Exists));
+        self.state.answered(kind);
+        self.state.add(Counter::Rereads, u64::from(matches!(kind, Kind::Refill | Kind::Exists)));
         self.note(fault.read, Record { latency, ..record(kind, offset, length, fault.write) });
     }
 
@@ -105,10 +115,10 @@ impl Seen {
 
     /// What it has seen, as fields of `stats`. What is in the trace is in its file when this returns.
     pub fn fields(&mut self) -> Value {
-        let Counts { copied_bytes, zeroed_bytes, around, rereads, .. } = self.counts;
-        let answers = Kind::ALL.iter().zip(self.answers);
+        let Counts { copied_bytes, zeroed_bytes, around, rereads, .. } = self.counts();
+        let faults = Kind::ALL.into_iter().filter(|kind| kind.is_fault());
         let answers: serde_json::Map<_, _> =
-            answers.map(|(kind, count)| (kind.word().to_owned(), count.into())).collect();
+            faults.map(|kind| (kind.word().to_owned(), self.state.answers(kind).into())).collect();
         let mut fields = json!({"latency_us": self.latencies.to_json(), "answers": answers, "rereads": rereads,
                                 "around": around, "copied_bytes": copied_bytes, "zeroed_bytes": zeroed_bytes});
         if let Some(trace) = &mut self.trace {

@@ -49,14 +49,21 @@ fn make_directory(call: &mut Call, config: &Config) -> Result<(), Error> {
 
 /// Serves until the VMM is gone, and prints what happens. This process is the guardian.
 fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
-    let mut guardian = Guardian::start(config, Stdio::inherit())?;
+    let mut guardian = Guardian::start(config)?;
     let mut failed = None;
     let mut closed = None;
-    while let Some(event) = guardian.next()? {
-        match event.name.as_str() {
-            "failed" => failed = Some(failure(&event.fields)),
-            "closed" => closed = Some(event.fields),
-            name => call.emit(name, Value::Object(event.fields))?,
+    loop {
+        match guardian.next() {
+            Ok(Some(event)) => match event.name.as_str() {
+                "failed" => failed = Some(failure(&event.fields)),
+                "closed" => closed = Some(event.fields),
+                name => call.emit(name, Value::Object(event.fields))?,
+            },
+            Ok(None) => break,
+            Err(error) => {
+                failed = Some(error.into());
+                break;
+            }
         }
     }
     let ending = guardian.conclude(failed);

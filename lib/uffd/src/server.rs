@@ -1,49 +1,54 @@
 //! The server process: listens, takes the VMM's handshake, serves until the VMM is gone or it is told to stop.
 //!
-//! It tells its parent, the guardian, what happens: events as lines of JSON through a pipe, the last of them `closed` or
-//! `failed`. A pipe that ends without either means that it died.
+//! It tells its parent, the guardian, what happens: events, the last of them `closed`, `failed`, or `handover` to one that
+//! goes on in its place. An end without any of these means that it died.
+
+mod begin;
+mod verbs;
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use snap::{Image, Removed};
+use snap::Image;
 use sys::process::Process;
 
+use crate::channel::Teller;
 use crate::config::Config;
-use crate::control::{Connection, Request};
-use crate::epochs::Epochs;
+use crate::control::Connection;
 use crate::handshake::{Greeting, Handshake};
+use crate::orders::Orders;
 use crate::service::Service;
 use crate::socket::{self, Listener};
 use crate::wait::{Rare, Ready, Waiter};
-use crate::workingset::replace;
-use crate::{Engine, Error, trace};
+use crate::{Engine, Error};
 
 /// How long a VMM that has connected may take to say the rest.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// How many verbs may talk to the server at once.
-const CONNECTIONS: usize = 8;
-
 /// A server.
 pub(crate) struct Server {
     config: Config,
-    /// Taken by the service when it begins.
-    image: Option<Image>,
+    /// What the service is called.
+    name: Process,
+    me: Process,
+    restarts: u64,
+    image: Arc<Image>,
     /// Where to write down what happens.
     trace: Option<File>,
-    /// Goes when a VMM is served: a second one is refused by the kernel rather than left waiting.
+    /// Goes when a VMM is served.
     listener: Option<Listener>,
     vmm: Vmm,
     control: Listener,
     connections: Vec<Connection>,
-    epochs: Epochs,
-    guardian: Guardian,
+    /// Who asked for another server in this one's place.
+    relief: Option<Connection>,
+    guardian: Teller,
+    /// Whether the guardian is gone.
+    orphaned: bool,
     waiter: Waiter,
 }
 
@@ -54,12 +59,6 @@ enum Vmm {
     Served(Box<Service>),
 }
 
-/// Who started this process, and the pipe it listens on.
-struct Guardian {
-    process: Process,
-    events: File,
-}
-
 /// Why a server ended, all being well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
@@ -68,99 +67,42 @@ enum Reason {
     Signal,
     /// The guardian died before any VMM had come: nobody will miss this server.
     Orphaned,
+    /// Another server takes over.
+    Relieved,
 }
 
-/// Runs a server until it ends. `events` is the pipe to the guardian.
-pub(crate) fn run(config: Config, events: File) -> ExitCode {
-    let parent = nix::unistd::getppid().as_raw();
-    let mut guardian = match Process::of_pid(parent) {
-        Ok(process) => Guardian { process, events },
-        Err(error) => {
-            eprintln!("{} wrenn-uffd: no guardian at pid {parent}: {error}", wire::timestamp());
-            return ExitCode::FAILURE;
+/// Runs a server until it ends.
+pub(crate) fn run(orders: Orders) -> ExitCode {
+    let paths = orders.config.paths.clone();
+    match begin::begin(orders) {
+        Ok(mut server) => {
+            let status = server.run();
+            if server.orphaned {
+                drop(server);
+                socket::clear_up(&paths);
+            }
+            status
         }
-    };
-    match start(&config, &mut guardian) {
-        Ok(Started { image, trace, control, listener, waiter }) => Server {
-            config,
-            image: Some(image),
-            trace,
-            listener: Some(listener),
-            vmm: Vmm::Awaited,
-            control,
-            connections: Vec::new(),
-            epochs: Epochs::default(),
-            guardian,
-            waiter,
-        }
-        .run(),
-        Err(error) => {
-            guardian.tell("failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
-            ExitCode::from(error.kind.status())
-        }
-    }
-}
-
-/// What a server begins with.
-struct Started {
-    image: Image,
-    trace: Option<File>,
-    control: Listener,
-    listener: Listener,
-    waiter: Waiter,
-}
-
-/// Opens and binds everything, and says so.
-fn start(config: &Config, guardian: &mut Guardian) -> Result<Started, wire::Error> {
-    let image = config.source.open()?;
-    let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
-    let control = Listener::bind(&config.paths.control)?;
-    let listener = Listener::bind(&config.paths.socket)?;
-    let trace = config.trace.as_deref().map(trace::Writer::create).transpose()?;
-    // What an earlier server saw discarded says nothing about this one's VM.
-    socket::remove(&config.paths.removed)?;
-    let waiter = wait_for(&control, guardian).map_err(|source| Error::Events { source })?;
-    guardian.tell(
-        "listening",
-        json!({"socket": config.paths.socket, "control": config.paths.control, "bytes": image.size(),
-               "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}),
-    );
-    Ok(Started { image, trace, control, listener, waiter })
-}
-
-fn wait_for(control: &Listener, guardian: &Guardian) -> io::Result<Waiter> {
-    let waiter = Waiter::new()?;
-    waiter.add(control.socket(), Rare::Control)?;
-    waiter.add(&guardian.events, Rare::Orphaned)?;
-    if let Some(signals) = sys::signals::fd() {
-        waiter.add(signals, Rare::Signal)?;
-    }
-    Ok(waiter)
-}
-
-impl Guardian {
-    /// One event. A guardian that is gone does not keep the server from serving.
-    fn tell(&mut self, event: &str, fields: Value) {
-        let mut line = json!({ "event": event });
-        if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
-            line.extend(fields);
-        }
-        let _ = self.events.write_all(format!("{line}\n").as_bytes());
+        Err(status) => status,
     }
 }
 
 impl Server {
-    fn run(mut self) -> ExitCode {
+    fn run(&mut self) -> ExitCode {
         let ended = loop {
             match self.turn() {
                 Ok(None) => {}
-                Ok(Some(reason)) => break self.close(reason),
+                Ok(Some(Reason::Relieved)) => break self.hand_over(),
+                Ok(Some(reason)) => break self.close(reason).map(|closed| ("closed", closed)),
                 Err(error) => break Err(error),
             }
         };
         match ended {
-            Ok(closed) => {
-                self.guardian.tell("closed", closed);
+            Ok((event, fields)) => {
+                if fields["vmm"] == "abandoned" {
+                    self.stop_owed();
+                }
+                self.guardian.tell(event, fields);
                 ExitCode::SUCCESS
             }
             Err(error) => {
@@ -168,6 +110,7 @@ impl Server {
                 let error = wire::Error::from(error);
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
                 self.guardian.tell("failed", fields);
+                self.stop_owed();
                 ExitCode::from(error.kind.status())
             }
         }
@@ -191,7 +134,13 @@ impl Server {
             return Ok(Some(Reason::Signal));
         }
         if ready.has(Rare::Orphaned) {
-            return Ok(Some(Reason::Orphaned));
+            self.orphaned = true;
+            if !matches!(self.vmm, Vmm::Served(_)) {
+                return Ok(Some(Reason::Orphaned));
+            }
+            // There is a VMM to serve: go on without.
+            self.waiter.forget(&self.guardian.0).map_err(|source| Error::Events { source })?;
+            eprintln!("{} orphaned {{}}", wire::timestamp());
         }
         match &mut self.vmm {
             Vmm::Served(service) => {
@@ -209,13 +158,19 @@ impl Server {
             }
             _ => {}
         }
-        if ready.has(Rare::Control) { self.verbs() } else { Ok(None) }
+        if ready.has(Rare::Control)
+            && let Some(reason) = self.verbs()?
+        {
+            return Ok(Some(reason));
+        }
+        let greets = matches!(self.vmm, Vmm::Greeting(_));
+        Ok(self.relief.is_some().then_some(Reason::Relieved).filter(|_| !greets))
     }
 
     /// Waits until there is something to do.
     fn wait(&self) -> Result<Ready, Error> {
         let (vmm, limit) = match &self.vmm {
-            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket().as_fd(), None),
+            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket.as_fd(), None),
             Vmm::Greeting(handshake) => (
                 handshake.stream().as_fd(),
                 Some(handshake.deadline().saturating_duration_since(Instant::now())),
@@ -244,7 +199,16 @@ impl Server {
     /// Goes on with the VMM's handshake, and begins to serve it when it is complete.
     fn greet(&mut self) -> Result<Option<Reason>, Error> {
         let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(None) };
-        let (regions, uffd) = match handshake.advance()? {
+        let had = handshake.has_descriptor();
+        let greeting = handshake.advance();
+        if !had
+            && handshake.has_descriptor()
+            && let Ok(peer) = Process::of_pid(handshake.peer().pid)
+        {
+            // From here on it would hang if this server died.
+            self.guardian.tell("greeting", peer_fields(&peer));
+        }
+        let (regions, uffd) = match greeting? {
             Greeting::Waiting => return Ok(None),
             Greeting::Nothing => {
                 self.vmm = Vmm::Awaited;
@@ -256,19 +220,20 @@ impl Server {
         let gone = Ok(Some(Reason::VmmGone));
         let Ok(peer) = Process::of_pid(pid) else { return gone };
         let Some(exit) = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))? else { return gone };
-        let Some(image) = self.image.take() else { return Ok(None) };
-        // From here on the guardian's death matters no more: there is a VMM to serve.
-        let watched =
-            self.waiter.add(&exit, Rare::Exit).and_then(|()| self.waiter.forget(&self.guardian.events));
-        watched.map_err(|source| Error::Events { source })?;
-        let mut engine = Engine::new(uffd, image, regions)?;
+        self.waiter.add(&exit, Rare::Exit).map_err(|source| Error::Events { source })?;
+        let mut engine = Engine::new(uffd, self.image.clone(), regions)?;
+        engine.state().set_peer(&peer);
         if let Some(file) = self.trace.take() {
             engine.trace(file, peer.pid);
         }
         let mut fields = peer_fields(&peer);
         fields["regions"] = engine.regions().into();
         fields["bytes"] = engine.bytes().into();
-        self.guardian.tell("connected", fields);
+        let given = [engine.uffd().as_fd(), engine.state().as_fd()];
+        if let Err(error) = self.guardian.hand_over("connected", fields, &given) {
+            // Should this server die, the VMM is stopped.
+            log::warn!("the guardian cannot take over: {error}");
+        }
         let (service, warning) = Service::start(&self.config, engine, peer, exit);
         if let Some(message) = warning {
             self.guardian.tell("warning", json!({ "message": message }));
@@ -276,89 +241,6 @@ impl Server {
         self.vmm = Vmm::Served(Box::new(service));
         self.listener = None;
         Ok(None)
-    }
-
-    /// Answers the verbs that ask.
-    fn verbs(&mut self) -> Result<Option<Reason>, Error> {
-        // A VMM that has connected before somebody asked counts.
-        if matches!(self.vmm, Vmm::Awaited) {
-            self.accept()?;
-        }
-        if let Some(reason) = self.greet()? {
-            return Ok(Some(reason));
-        }
-        while let Some(stream) = self.control.accept()? {
-            if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
-                if self.connections.len() == CONNECTIONS {
-                    self.connections.remove(0);
-                }
-                let watched = self.waiter.add(&stream, Rare::Control);
-                watched.map_err(|source| Error::Events { source })?;
-                self.connections.push(Connection::new(stream));
-            }
-        }
-        let mut reason = None;
-        for mut connection in std::mem::take(&mut self.connections) {
-            match connection.request() {
-                Ok(None) => self.connections.push(connection),
-                Ok(Some(Request::Stats { since, dumped })) => {
-                    connection.answer(self.stats(since.as_deref(), dumped).map_err(Into::into));
-                }
-                Ok(Some(Request::Look)) => connection.answer(Ok(self.described())),
-                Ok(Some(Request::Stop { force })) => {
-                    let answer = self.stoppable(force).map(|()| self.described());
-                    reason = answer.is_ok().then_some(Reason::Stopped).or(reason);
-                    connection.answer(answer.map_err(Into::into));
-                }
-                Err(()) => {}
-            }
-        }
-        Ok(reason)
-    }
-
-    /// What was done so far; the ranges discarded since the snapshot `since` are in their file when this returns.
-    fn stats(&mut self, since: Option<&Path>, dumped: Option<PathBuf>) -> Result<Value, Error> {
-        let mut removed = Removed::new();
-        if let Vmm::Served(service) = &mut self.vmm {
-            // A discard that has returned was read, or it would not have returned; one under way is read here.
-            service.engine.drain()?;
-            let fresh = service.engine.fresh();
-            removed = self.epochs.since(since, &fresh);
-            if let Some(dir) = dumped {
-                self.epochs.end(dir, fresh);
-                service.engine.forget_fresh();
-                if let Some((event, fields)) = service.forget_recording() {
-                    self.guardian.tell(event, fields);
-                }
-            }
-        }
-        let described = self.described();
-        replace(&self.config.paths.removed, format!("{}\n", removed.to_json()).as_bytes())?;
-        self.guardian.tell("stats", described["stats"].clone());
-        Ok(described)
-    }
-
-    fn described(&mut self) -> Value {
-        let stats = match &mut self.vmm {
-            Vmm::Awaited => json!({"state": "listening", "complete": false}),
-            Vmm::Greeting(..) => json!({"state": "handshake", "complete": false}),
-            Vmm::Served(service) => service.stats(),
-        };
-        let Process { pid, start_time, boot_id } = &self.guardian.process;
-        json!({"stats": stats, "removed": self.config.paths.removed,
-               "guardian": {"pid": pid, "start_time": start_time, "boot_id": boot_id}})
-    }
-
-    /// Refuses to stop when that would leave a VM hanging.
-    fn stoppable(&self, force: bool) -> Result<(), Error> {
-        let missing = match (&self.vmm, &self.image) {
-            (Vmm::Served(service), _) => service.engine.missing(),
-            (_, image) => image.as_ref().map_or(0, Image::size),
-        };
-        match self.owed().filter(|peer| !force && missing > 0 && peer.is_alive()) {
-            Some(peer) => Err(Error::VmAlive { pid: peer.pid, missing }),
-            None => Ok(()),
-        }
     }
 
     /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
@@ -383,6 +265,31 @@ impl Server {
         }
         Ok(closed)
     }
+
+    /// Ends with everything read so far applied: the next one goes on from there.
+    fn hand_over(&mut self) -> Result<(&'static str, Value), Error> {
+        if let Vmm::Served(service) = &mut self.vmm
+            && let Some((event, fields)) = service.put_down()?
+        {
+            self.guardian.tell(event, fields);
+        }
+        let described = self.described();
+        if let Some(mut connection) = self.relief.take() {
+            connection.answer(Ok(described));
+        }
+        Ok(("handover", json!({})))
+    }
+
+    /// Does what the guardian would if it were there.
+    fn stop_owed(&mut self) {
+        if self.orphaned
+            && let Some(peer) = self.owed()
+            && peer.end(Duration::ZERO).is_ok()
+        {
+            let fields = json!({"pid": peer.pid, "reason": "its page server ended while pages were missing"});
+            eprintln!("{} vmm_stopped {fields}", wire::timestamp());
+        }
+    }
 }
 
 impl Reason {
@@ -392,10 +299,12 @@ impl Reason {
             Self::Stopped => "stopped",
             Self::Signal => "signal",
             Self::Orphaned => "orphaned",
+            Self::Relieved => "relieved",
         }
     }
 }
 
+/// A VMM's name, as it goes into events.
 fn peer_fields(peer: &Process) -> Value {
     json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
 }

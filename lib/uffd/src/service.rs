@@ -258,6 +258,13 @@ impl Service {
         Ok("released")
     }
 
+    /// Ends the service for another server to go on with it.
+    pub fn put_down(&mut self) -> Result<Option<Event>, Error> {
+        let told = self.end_recording();
+        self.engine.drain()?;
+        Ok(told)
+    }
+
     /// What was done so far.
     pub fn stats(&mut self) -> Value {
         let counts = self.engine.counts();

@@ -2,17 +2,21 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sys::listener::LONGEST_PATH;
 
 use crate::Error;
+use crate::config::Paths;
 
-/// A listening socket, private and gone when its owner goes.
+/// A socket that listens. The name is the guardian's, and goes with it.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    inner: sys::listener::Listener,
+    /// It does not block.
+    pub socket: UnixListener,
     path: PathBuf,
 }
 
@@ -24,21 +28,20 @@ pub(crate) fn check(field: &'static str, path: &Path) -> Result<(), Error> {
     }
 }
 
-impl Listener {
-    /// Listens at `path`, for this user only. A socket that nobody listens on any more is replaced.
-    pub fn bind(path: &Path) -> Result<Self, Error> {
-        let inner = sys::listener::Listener::bind(path).map_err(taken("listen on", path))?;
-        Ok(Self { inner, path: path.to_owned() })
-    }
+/// Listens at `path`, for this user only. A socket that nobody listens on any more is replaced. The name goes with the value.
+pub(crate) fn bind(path: &Path) -> Result<sys::listener::Listener, Error> {
+    sys::listener::Listener::bind(path).map_err(taken("listen on", path))
+}
 
-    /// The socket, which does not block.
-    pub fn socket(&self) -> &UnixListener {
-        &self.inner.socket
+impl Listener {
+    /// One that the guardian has made.
+    pub fn inherited(fd: OwnedFd, path: &Path) -> Self {
+        Self { socket: fd.into(), path: path.to_owned() }
     }
 
     /// The next connection. `None` when there is none.
     pub fn accept(&self) -> Result<Option<UnixStream>, Error> {
-        match self.inner.socket.accept() {
+        match self.socket.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(true).map_err(Error::io("accept on", &self.path))?;
                 Ok(Some(stream))
@@ -78,6 +81,17 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes the names of sockets that nobody listens on any more.
+pub(crate) fn clear_up(paths: &Paths) {
+    for path in [&paths.socket, &paths.control] {
+        if sys::listener::connect(path, Duration::ZERO)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            let _ = remove(path);
+        }
+    }
+}
+
 /// Whether the other end is this user, or root.
 pub(crate) fn is_trusted(peer: sys::fdpass::Peer) -> bool {
     peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw()
@@ -92,7 +106,7 @@ mod tests {
     fn a_socket_is_private_and_goes_with_its_listener() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = Listener::bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         drop(listener);
         assert!(!path.exists());
@@ -102,13 +116,13 @@ mod tests {
     fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let first = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(Error::InUse { .. })));
+        let first = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(Error::InUse { .. })));
         // As after SIGKILL: the name stays, nobody listens.
         let stale = dir.path().join("stale");
         fs::hard_link(&path, &stale).unwrap();
         drop(first);
-        let second = Listener::bind(&stale).unwrap();
+        let second = bind(&stale).unwrap();
         UnixStream::connect(&stale).unwrap();
         drop(second);
         assert!(!stale.exists());
@@ -118,9 +132,9 @@ mod tests {
     fn a_listener_leaves_the_name_of_its_successor_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let first = Listener::bind(&path).unwrap();
+        let first = bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        let _second = Listener::bind(&path).unwrap();
+        let _second = bind(&path).unwrap();
         drop(first);
         UnixStream::connect(&path).unwrap();
     }
@@ -130,7 +144,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(Error::NotASocket { .. })));
+        assert!(matches!(bind(&path), Err(Error::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 

@@ -7,7 +7,8 @@ use wire::{Call, Document, Error, Reply};
 
 use crate::Error as Failure;
 use crate::config::Paths;
-use crate::control::{Client, Request};
+use crate::control::{self, Request};
+use crate::error::NOT_RUNNING;
 use crate::stop::named;
 
 /// How long a server may take to answer.
@@ -20,10 +21,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     }
     let paths = Paths::of(call)?;
     let process = named(call)?;
-    let client = Client::connect(&paths.control)?
-        .filter(|client| process.as_ref().is_none_or(|process| *process == client.server))
-        .ok_or_else(|| Failure::NotRunning { control: paths.control.clone() })?;
-    let answer = client.ask(&paths.control, request(call.document)?, PATIENCE)??;
+    let answer = control::ask(&paths.control, process.as_ref(), &request(call.document)?, PATIENCE)??;
     call.answer("removed", answer["removed"].clone());
     call.answer("stats", answer["stats"].clone());
     Ok(Reply::Document)
@@ -37,10 +35,13 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 pub fn missing_bytes(document: &Document, limit: Duration) -> Result<Option<u64>, Error> {
     let Some(control) = document.find::<PathBuf>("uffd.control")? else { return Ok(None) };
     let server = document.process("uffd")?;
-    let client = Client::connect_at_once(&control)?.filter(|client| client.server == server);
-    let Some(client) = client else { return Ok(None) };
-    let answer = client.ask(&control, Request::Look, limit)??;
-    Ok(answer["stats"]["missing_bytes"].as_u64())
+    match control::ask(&control, Some(&server), &Request::Look, limit) {
+        Ok(Ok(answer)) => Ok(answer["stats"]["missing_bytes"].as_u64()),
+        Ok(Err(error)) if error.code == NOT_RUNNING => Ok(None),
+        Ok(Err(error)) => Err(error),
+        Err(Failure::NotRunning { .. } | Failure::NoAnswer { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// In a pause, the ranges that its Diff must be told of, and that the dump it is for has been made: the VMM wrote

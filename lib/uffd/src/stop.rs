@@ -1,13 +1,18 @@
 //! `wrenn-uffd stop`: ends a server. One that is gone already is success.
 
+use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use sys::process::Process;
 use wire::{Call, Error, Reply};
 
 use crate::Error as Failure;
-use crate::config::Paths;
-use crate::control::{Client, Request};
+use crate::config::{Config, Paths};
+use crate::control::{self, Request};
+use crate::error::NOT_RUNNING;
+use crate::orders::{name_of, process_of};
+use crate::role::SERVER;
 use crate::socket;
 use crate::stats::has_none;
 
@@ -44,61 +49,75 @@ pub(crate) fn end(paths: &Paths, process: Option<&Process>, force: bool) -> Resu
         // A mere name, and nothing of ours there: whatever lies beside it is somebody else's.
         return Ok(());
     }
-    let client = match (Client::connect(&paths.control), process) {
-        (Err(silent @ Failure::NoAnswer { .. }), Some(process)) => {
-            log::warn!("{}; killing it", Error::from(silent));
-            kill(process)?;
-            return clear(paths);
-        }
-        (client, _) => client?,
-    };
-    if let (Some(client), Some(process)) = (&client, process)
-        && client.server != *process
-    {
-        // The socket is a later server's: the one that is meant is gone, or gone astray.
-        return kill(process);
-    }
-    let Some(client) = client else {
-        process.map_or(Ok(()), kill)?;
-        return clear(paths);
-    };
-    match client.ask(&paths.control, Request::Stop { force }, PATIENCE) {
-        Ok(Err(refused)) => return Err(refused),
+    match control::ask(&paths.control, process, &Request::Stop { force }, PATIENCE) {
         Ok(Ok(answer)) => {
-            let guardian = &answer["guardian"];
-            let guardian = Process {
-                pid: guardian["pid"].as_i64().unwrap_or_default() as i32,
-                start_time: guardian["start_time"].as_u64().unwrap_or_default(),
-                boot_id: guardian["boot_id"].as_str().unwrap_or_default().to_owned(),
-            };
-            ended(&client.server)?;
-            // Ours may be the guardian: a `serve` in the foreground that is being undone.
-            if guardian.pid != std::process::id() as i32 {
-                ended(&guardian)?;
+            for ending in [&answer["server"], &answer["service"]].into_iter().filter_map(process_of) {
+                ended(&ending)?;
             }
         }
+        // The socket is a later service's: the one that is meant is gone, or gone astray.
+        Ok(Err(refused)) if refused.code == NOT_RUNNING => return kill(paths, process),
+        Ok(Err(refused)) => return Err(refused),
         // It was leaving already: its VMM is gone.
-        Err(Failure::NotRunning { .. }) => ended(&client.server)?,
-        Err(silent) => {
+        Err(Failure::NotRunning { .. }) => kill(paths, process)?,
+        Err(silent @ Failure::NoAnswer { .. }) => {
             log::warn!("{}; killing it", Error::from(silent));
-            kill(&client.server)?;
+            kill(paths, process)?;
         }
+        Err(other) => return Err(other.into()),
     }
     clear(paths)
 }
 
+/// Ends a service that does not answer: its guardian is told, so that it starts no other server, and ends the VMM; the
+/// server is killed.
+fn kill(paths: &Paths, guardian: Option<&Process>) -> Result<(), Error> {
+    let failed = |process: &Process| {
+        let path = process.pid.to_string().into();
+        move |source| Error::from(Failure::Io { doing: "stop pid", path, source })
+    };
+    if let Some(guardian) = guardian {
+        guardian.signal(Signal::SIGTERM).map_err(failed(guardian))?;
+    }
+    for server in servers(&paths.control, guardian) {
+        server.end(Duration::ZERO).map_err(failed(&server))?;
+    }
+    guardian.map_or(Ok(()), ended)
+}
+
+/// The servers of a service, by their command lines.
+fn servers(control: &Path, guardian: Option<&Process>) -> Vec<Process> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_one = |line: &[u8]| {
+        let mut words =
+            line.split(|&byte| byte == 0).map(|word| std::str::from_utf8(word).unwrap_or_default());
+        let is_server = words.nth(1) == Some(SERVER);
+        let config = words.next().and_then(|word| Config::from_json(word).ok());
+        let name = words.next().and_then(name_of);
+        is_server
+            && config.is_some_and(|config| config.paths.control == control)
+            && name.is_some_and(|name| guardian.is_none_or(|guardian| *guardian == name))
+    };
+    let found = pids.filter_map(|pid| {
+        let process = Process::of_pid(pid).ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        is_one(&line).then_some(process)
+    });
+    found.collect()
+}
+
+/// Waits for a process's end. Ours may be the guardian: a `serve` in the foreground that is being undone.
 fn ended(process: &Process) -> Result<(), Error> {
+    if process.pid == std::process::id() as i32 {
+        return Ok(());
+    }
     let failed = |source| Failure::Io { doing: "wait for pid", path: process.pid.to_string().into(), source };
     match process.wait(ENDING) {
         Ok(true) => Ok(()),
-        Ok(false) => kill(process),
+        Ok(false) => process.end(Duration::ZERO).map_err(|error| failed(error).into()),
         Err(error) => Err(failed(error).into()),
     }
-}
-
-fn kill(process: &Process) -> Result<(), Error> {
-    let failed = |source| Failure::Io { doing: "stop pid", path: process.pid.to_string().into(), source };
-    process.end(Duration::ZERO).map_err(|error| failed(error).into())
 }
 
 /// Removes the server's files, all of them.

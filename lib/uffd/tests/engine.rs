@@ -12,7 +12,7 @@ use uffd::{Engine, Error, Prefetch, Region, Step};
 
 fn ranges(engine: &Engine) -> Vec<(usize, usize)> {
     let pages = |bytes: u64| bytes as usize / PAGE;
-    engine.fresh().ranges().map(|range| (pages(range.start), pages(range.end))).collect()
+    engine.removed().ranges().map(|range| (pages(range.start), pages(range.end))).collect()
 }
 
 #[test]

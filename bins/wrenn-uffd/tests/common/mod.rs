@@ -15,6 +15,8 @@ use sys::process::Process;
 
 pub use vmm::{Vmm, connect, greet, play};
 
+mod storm;
+
 pub const PAGE: usize = 4096;
 
 /// Longer than this nothing takes, however slow the machine.
@@ -211,8 +213,25 @@ impl Drop for Foreground {
     }
 }
 
-/// The process that a `uffd` section names.
+/// The server that works for the service of a `uffd` section: its guardian's child.
 pub fn server_of(document: &Value) -> Process {
+    let guardian = service_of(document);
+    let deadline = std::time::Instant::now() + LIMIT;
+    loop {
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let child = pids
+            .filter_map(|pid| Process::of_pid(pid).ok())
+            .find(|process| parent_pid(process).is_some_and(|parent| parent == guardian.pid));
+        if let Some(child) = child {
+            return child;
+        }
+        assert!(std::time::Instant::now() < deadline, "it has no server");
+    }
+}
+
+/// The process that a `uffd` section names.
+pub fn service_of(document: &Value) -> Process {
     let section = &document["uffd"];
     Process {
         pid: section["pid"].as_i64().unwrap() as i32,
@@ -223,9 +242,12 @@ pub fn server_of(document: &Value) -> Process {
 
 /// The parent of a process.
 pub fn parent_of(process: &Process) -> Process {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
-    let parent = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(1).unwrap().parse().unwrap();
-    Process::of_pid(parent).unwrap()
+    Process::of_pid(parent_pid(process).unwrap()).unwrap()
+}
+
+fn parent_pid(process: &Process) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
+    stat[stat.rfind(')')? + 2..].split(' ').nth(1)?.parse().ok()
 }
 
 pub fn await_end(process: &Process) {

@@ -98,7 +98,7 @@ impl Drop for Vmm {
 }
 
 /// The part of the VMM. Each line is a thread of its own, so that one that waits for a page holds up no other:
-/// `check FIRST END image|zero`, `discard FIRST PAGES`, `touch PAGE`.
+/// `check FIRST END image|zero`, `discard FIRST PAGES`, `touch PAGE`, `storm SEED` until `calm` (see [`super::storm`]).
 pub fn play() {
     let socket = std::env::var_os("UFFD_SOCKET").expect("a part that other tests start");
     let pages: usize = std::env::var("UFFD_PAGES").unwrap().parse().unwrap();
@@ -117,6 +117,8 @@ fn act(memory: &Memory, line: &str) -> String {
     let words: Vec<_> = line.split(' ').collect();
     let number = |index: usize| words[index].parse::<usize>().unwrap();
     match words[0] {
+        "storm" => super::storm::storm(memory, number(1) as u64),
+        "calm" => super::storm::calm(),
         "touch" => format!("touched {}", memory.load(number(1) * PAGE)),
         "discard" => format!("{:?}", memory.discard(number(1) * PAGE, number(2) * PAGE)),
         _ => {

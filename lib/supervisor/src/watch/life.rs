@@ -13,6 +13,9 @@ use super::idle::Idle;
 /// USER_HZ: the unit of start times in /proc on every architecture Wrenn runs on.
 const TICKS_PER_SECOND: u64 = 100;
 
+/// How long a page server whose guardian is gone may take to say that it serves.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Which process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -24,7 +27,8 @@ pub enum Which {
 #[derive(Debug)]
 pub struct Life {
     vmm: Watched,
-    server: Option<Watched>,
+    /// By the name that the document has for it: its guardian, which may be dead while the server goes on.
+    server: Option<(Process, Watched)>,
     pub idle: Idle,
     pub alarm: Alarm,
     /// Whether it is: a VM ends with its page server, and the other way round.
@@ -44,10 +48,14 @@ impl Life {
     pub fn adopt(document: &Document) -> Result<Self, Error> {
         let vmm = Watched::new(document.process("vm")?)?;
         let server = match document.get("uffd.pid") {
-            Some(_) => Some(Watched::new(document.process("uffd")?)?),
+            Some(_) => {
+                let named = document.process("uffd")?;
+                let serving = uffd::serving(document, PATIENCE)?.unwrap_or_else(|| named.clone());
+                Some((named, Watched::new(serving)?))
+            }
             None => None,
         };
-        let over = vmm.fd.is_none() || server.as_ref().is_some_and(|server| server.fd.is_none());
+        let over = vmm.fd.is_none() || server.as_ref().is_some_and(|(_, server)| server.fd.is_none());
         let idle = Idle::adopted(noted(document), age(&vmm.process), wire::now_ms());
         Ok(Self { vmm, server, idle, alarm: Alarm::default(), over })
     }
@@ -58,8 +66,7 @@ impl Life {
             None => process.is_none(),
             Some(_) => document.process(section).ok().as_ref() == process,
         };
-        same("vm", Some(&self.vmm.process))
-            && same("uffd", self.server.as_ref().map(|server| &server.process))
+        same("vm", Some(&self.vmm.process)) && same("uffd", self.server.as_ref().map(|(named, _)| named))
     }
 
     /// The document says this now. Gives whether the sandbox has been used since.
@@ -76,7 +83,7 @@ impl Life {
 
     /// The descriptors of what has not ended.
     pub fn descriptors(&self) -> impl Iterator<Item = (Which, BorrowedFd<'_>)> {
-        let server = self.server.as_ref().and_then(|server| server.fd.as_ref());
+        let server = self.server.as_ref().and_then(|(_, server)| server.fd.as_ref());
         let vmm = self.vmm.fd.as_ref().map(|fd| (Which::Vmm, fd.as_fd()));
         server.map(|fd| (Which::PageServer, fd.as_fd())).into_iter().chain(vmm)
     }
@@ -86,7 +93,7 @@ impl Life {
         self.over = true;
         match which {
             Which::Vmm => self.vmm.fd = None,
-            Which::PageServer => self.server.iter_mut().for_each(|server| server.fd = None),
+            Which::PageServer => self.server.iter_mut().for_each(|(_, server)| server.fd = None),
         }
     }
 }

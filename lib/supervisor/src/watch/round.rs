@@ -223,7 +223,8 @@ impl<'a, 'b> Watch<'a, 'b> {
             return self.has_settled(id);
         }
         match &mut entry.life {
-            Some(life) if life.is_of(&entry.document) => {
+            // One that is over and yet runs is looked at anew: its page server may go on without a guardian.
+            Some(life) if !life.over && life.is_of(&entry.document) => {
                 if life.see(&entry.document) {
                     entry.retry = Retry::default();
                 }
@@ -231,8 +232,9 @@ impl<'a, 'b> Watch<'a, 'b> {
             life => match Life::adopt(&entry.document) {
                 Ok(adopted) => {
                     let lives = !adopted.over;
-                    (*life, entry.retry) = (Some(adopted), Retry::default());
+                    *life = Some(adopted);
                     if lives {
+                        entry.retry = Retry::default();
                         self.emit("adopted", json!({"id": id.as_str()}))?;
                     }
                 }

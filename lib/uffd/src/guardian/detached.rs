@@ -1,0 +1,75 @@
+//! The detached guardian: writes what happens to the log.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::{Ending, Guardian, failure};
+use crate::config::Config;
+use crate::socket;
+
+/// Plays it. `caller` is the pipe to whoever started it: one line, the service's first event.
+pub(crate) fn run(config: Config, caller: OwnedFd) -> ExitCode {
+    let mut caller = Some(File::from(caller));
+    let log = config.paths.log.clone();
+    let ending = match Guardian::start(config) {
+        Err(error) => Ending { error: Some(error.into()), stopped: None },
+        Ok(guardian) => guard(guardian, &mut caller),
+    };
+    if let Some(pid) = ending.stopped {
+        say("vmm_stopped", &json!({"pid": pid, "reason": "its page server ended while pages were missing"}));
+    }
+    match ending.error {
+        None => {
+            if ending.stopped.is_none() {
+                let _ = socket::remove(&log);
+            }
+            ExitCode::SUCCESS
+        }
+        Some(error) => {
+            say("failed", &json!({ "error": error.to_json("wrenn-uffd", "serve") }));
+            if let Some(mut caller) = caller {
+                let _ = tell(&mut caller, "failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
+            }
+            ExitCode::from(error.kind.status())
+        }
+    }
+}
+
+fn guard(mut guardian: Guardian, caller: &mut Option<File>) -> Ending {
+    let mut failed = None;
+    loop {
+        let event = match guardian.next() {
+            Ok(Some(event)) => event,
+            Ok(None) => break,
+            Err(error) => {
+                failed = Some(error.into());
+                break;
+            }
+        };
+        say(&event.name, &Value::Object(event.fields.clone()));
+        if event.name == "failed" {
+            // The caller is told when nothing is left of it.
+            failed = Some(failure(&event.fields));
+        } else if let Some(mut caller) = caller.take()
+            && tell(&mut caller, &event.name, Value::Object(event.fields)).is_err()
+        {
+            // Nobody will ever know of this server.
+            guardian.terminate();
+        }
+    }
+    guardian.conclude(failed)
+}
+
+fn tell(caller: &mut File, event: &str, mut fields: Value) -> io::Result<()> {
+    fields["event"] = event.into();
+    caller.write_all(format!("{fields}\n").as_bytes())
+}
+
+/// A line of the log.
+fn say(event: &str, fields: &Value) {
+    eprintln!("{} {event} {fields}", wire::timestamp());
+}
