@@ -23,6 +23,9 @@ pub const LONGEST_MS: u64 = 60_000;
 /// How many pages are noted at most.
 const PAGES: usize = 1 << 16;
 
+/// So many pages one after the other, each behind the last, are no guest's doing: somebody dumps its memory.
+const DUMPED: usize = 4096;
+
 /// How many restores are worth watching: then half of them means something.
 const ENOUGH: u64 = 3;
 
@@ -41,18 +44,36 @@ pub struct Recorder {
     since: Option<Instant>,
     window: Duration,
     pages: Vec<std::ops::Range<u64>>,
+    /// How many of the last ones were in the order of addresses.
+    ascending: usize,
+    dumped: bool,
 }
 
 impl Recorder {
     /// Notes pages for the snapshot in `dir`, of this build, until so long after the first.
     pub fn new(dir: &Path, build: Uuid, window: Duration) -> Self {
-        Self { dir: dir.to_owned(), build, since: None, window, pages: Vec::new() }
+        Self {
+            dir: dir.to_owned(),
+            build,
+            since: None,
+            window,
+            pages: Vec::new(),
+            ascending: 0,
+            dumped: false,
+        }
     }
 
     pub(crate) fn note(&mut self, offset: u64, length: u64) {
         self.since.get_or_insert_with(Instant::now);
-        if self.pages.len() < PAGES {
-            self.pages.push(offset..offset + length);
+        if self.pages.len() == PAGES || self.dumped {
+            return;
+        }
+        let follows = self.pages.last().is_some_and(|last| last.end <= offset);
+        self.ascending = if follows { self.ascending + 1 } else { 1 };
+        self.pages.push(offset..offset + length);
+        if self.ascending == DUMPED {
+            self.dumped = true;
+            self.pages.truncate(self.pages.len() - DUMPED);
         }
     }
 
@@ -62,7 +83,7 @@ impl Recorder {
     }
 
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        self.pages.len() == PAGES || self.ends().is_some_and(|end| now >= end)
+        self.pages.len() == PAGES || self.dumped || self.ends().is_some_and(|end| now >= end)
     }
 
     /// Adds the run to the snapshot's set, in a thread of its own: a VM waits for its pages meanwhile. `latency` is how
@@ -133,4 +154,39 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let _ = fs::remove_file(&beside);
         Error::io("write", path)(source)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorder() -> Recorder {
+        Recorder::new(Path::new("/nowhere"), Uuid::nil(), WINDOW)
+    }
+
+    #[test]
+    fn a_dump_ends_the_recording_and_what_was_asked_for_before_it_counts() {
+        let mut recorder = recorder();
+        // A guest here and there; then somebody reads what is missing, in order, past pages that are there.
+        [9000, 70, 8, 500].into_iter().for_each(|page| recorder.note(page * 4096, 4096));
+        let now = Instant::now();
+        for page in 0..DUMPED as u64 {
+            assert!(!recorder.is_over(now));
+            recorder.note(page * 3 * 4096, 4096);
+        }
+        assert!(recorder.is_over(now));
+        recorder.note(4096, 4096);
+        let asked: Vec<_> = recorder.pages.iter().map(|range| range.start / 4096).collect();
+        assert_eq!(asked, [9000, 70, 8, 500]);
+    }
+
+    #[test]
+    fn a_guest_that_now_and_then_reads_in_order_is_recorded() {
+        let mut recorder = recorder();
+        for page in 0..20_000u64 {
+            recorder.note((page % 4000 * 3 + 7) * 4096, 4096);
+        }
+        assert!(!recorder.is_over(Instant::now()));
+        assert_eq!(recorder.pages.len(), 20_000);
+    }
 }
