@@ -100,20 +100,6 @@ fn a_vmm_with_more_memory_than_the_image_is_stopped() {
 }
 
 #[test]
-fn an_image_cut_short_while_it_is_served_ends_in_an_error_not_in_zeros() {
-    let bench = Bench::new(64);
-    let mut server = Foreground::start(&bench, &["prefetch=none"]);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 1 2 image"), "same");
-    fs::File::options().write(true).open(bench.raw()).unwrap().set_len(2 * PAGE as u64).unwrap();
-    vmm.tell("check 31 32 image");
-    let error = server.until("failed")["error"].clone();
-    assert_eq!(error["code"], "uffd.image_lost");
-    vmm.child.wait().unwrap();
-    assert_eq!(server.child.wait().unwrap().code(), Some(9));
-}
-
-#[test]
 fn a_source_shorter_than_its_header_says_is_refused_when_it_is_opened() {
     let bench = Bench::new(1);
     let diff = snapshot(&bench.path("snap"), 64);

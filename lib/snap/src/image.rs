@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sys::mapping::Mapping;
 use uuid::Uuid;
@@ -27,9 +27,28 @@ pub struct Image {
     buckets: Vec<u32>,
     /// Memory's bucket `n` begins at `n << bucket_bits`.
     bucket_bits: u32,
-    files: Vec<Mapping>,
+    files: Vec<Stored>,
     /// Checksums of each of the files, where there are some.
     sums: Vec<Option<Sums>>,
+}
+
+/// A file that holds pieces of memory, and what it is.
+#[derive(Debug)]
+struct Stored {
+    bytes: Mapping,
+    path: PathBuf,
+    build: Option<Uuid>,
+}
+
+/// Where a piece of memory is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// The build whose diff that is; none of a raw file.
+    pub build: Option<Uuid>,
+    /// Offset into it, in bytes.
+    pub offset: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -104,8 +123,11 @@ impl Image {
     /// `corrupt` when a diff file is missing or too short.
     pub fn with_header(dir: &Path, header: &Header) -> Result<Self, Error> {
         let diffs = directory::open_diffs(dir, header)?;
-        let files = diffs.iter().map(|diff| Mapping::of(&diff.file).map_err(Error::io("map", &diff.path)));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let files = diffs.iter().map(|diff| {
+            let bytes = Mapping::of(&diff.file).map_err(Error::io("map", &diff.path))?;
+            Ok(Stored { bytes, path: diff.path.clone(), build: Some(diff.build) })
+        });
+        let files = files.collect::<Result<Vec<_>, Error>>()?;
         let mut merged = Vec::with_capacity(header.records.len());
         header.records.iter().for_each(|record| header::push(&mut merged, *record));
         let run = |record: &Record| Run {
@@ -151,8 +173,9 @@ impl Image {
             file: if span.source == Source::Raw { 0 } else { ZERO },
         };
         let runs = spans.iter().map(run).collect();
-        let mapping = Mapping::of(&file).map_err(Error::io("map", path))?;
-        Ok(Self::new(size, block_size, runs, vec![mapping]))
+        let bytes = Mapping::of(&file).map_err(Error::io("map", path))?;
+        let stored = Stored { bytes, path: path.to_owned(), build: None };
+        Ok(Self::new(size, block_size, runs, vec![stored]))
     }
 
     /// An image of nothing but zeros, `size` bytes, more than none.
@@ -161,7 +184,7 @@ impl Image {
         Self::new(size, header::BLOCK_SIZES[0], vec![run], Vec::new())
     }
 
-    fn new(size: u64, block_size: u64, runs: Vec<Run>, files: Vec<Mapping>) -> Self {
+    fn new(size: u64, block_size: u64, runs: Vec<Run>, files: Vec<Stored>) -> Self {
         let bucket_bits = (size / runs.len() as u64).next_power_of_two().trailing_zeros();
         let starts = (0..=(size - 1) >> bucket_bits).map(|bucket| bucket << bucket_bits);
         let mut index = 0;
@@ -208,6 +231,17 @@ impl Image {
         self.extent(self.index_of(offset))
     }
 
+    /// Where the bytes at `offset` are stored. `None` where they are zeros.
+    ///
+    /// # Panics
+    /// When `offset` is not below [`Image::size`].
+    pub fn place_of(&self, offset: u64) -> Option<Place> {
+        let run = self.runs[self.index_of(offset)];
+        let Stored { path, build, .. } = self.files.get(run.file as usize)?;
+        let offset = run.storage_offset + (offset - run.offset);
+        Some(Place { path: path.clone(), build: *build, offset })
+    }
+
     /// The extent after the one that holds `offset`; `None` after the last.
     pub fn next_extent(&self, offset: u64) -> Option<Extent<'_>> {
         let index = if offset < self.size { self.index_of(offset) + 1 } else { self.runs.len() };
@@ -225,7 +259,7 @@ impl Image {
         let length = end - offset;
         let content = match self.files.get(file as usize) {
             None => Content::Zero,
-            Some(file) => Content::Data(&file[storage_offset as usize..][..length as usize]),
+            Some(file) => Content::Data(&file.bytes[storage_offset as usize..][..length as usize]),
         };
         Extent { offset, length, content }
     }
@@ -247,7 +281,7 @@ impl Image {
         // The part of it that this run still has; an image on top of the one that it was taken for may have less.
         let memory = |at: u64| (at + extent.offset).saturating_sub(run.storage_offset);
         let range = memory(sum.range.start).max(extent.offset)..memory(sum.range.end).min(extent.end());
-        let bytes = self.files[run.file as usize].get(sum.range.start as usize..sum.range.end as usize);
+        let bytes = self.files[run.file as usize].bytes.get(sum.range.start as usize..sum.range.end as usize);
         match bytes.is_some_and(|bytes| sum.is_of(bytes)) {
             true => Checked::Good(range),
             false => Checked::Wrong(range),

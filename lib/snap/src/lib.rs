@@ -32,7 +32,7 @@ pub mod workingset;
 
 pub use error::Error;
 pub use header::Header;
-pub use image::{Checked, Content, Extent, Image};
+pub use image::{Checked, Content, Extent, Image, Place};
 pub use input::{Raw, Regions};
 pub use removed::{Removed, RemovedFault};
 pub use sums::Sums;

@@ -1,5 +1,6 @@
 //! One region, and which of its pages still depend on the image.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -132,7 +133,10 @@ impl Area {
             Piece::Bytes(bytes) => (uffd.copy(address, bytes), true),
             Piece::Mixed => {
                 let offset = self.offset_of(pages.start);
-                (uffd.copy(address, scratch.assemble(image, offset, self.region.page_size)), true)
+                match scratch.assemble(image, offset, self.region.page_size) {
+                    Ok(page) => (uffd.copy(address, page), true),
+                    Err(error) => (Filled::Failed(error), true),
+                }
             }
         };
         match filled {
@@ -193,14 +197,14 @@ impl Scratch {
         &self.zeros[..length as usize]
     }
 
-    fn assemble(&mut self, image: &Image, offset: u64, length: u64) -> &[u8] {
+    fn assemble(&mut self, image: &Image, offset: u64, length: u64) -> io::Result<&[u8]> {
         self.page.clear();
+        self.page.resize(length as usize, 0);
         for piece in image.pieces(offset, offset + length) {
-            match piece.content {
-                Content::Zero => self.page.resize(self.page.len() + piece.length as usize, 0),
-                Content::Data(bytes) => self.page.extend_from_slice(bytes),
+            if let Content::Data(bytes) = piece.content {
+                sys::mapping::copy(bytes, &mut self.page[(piece.offset - offset) as usize..])?;
             }
         }
-        &self.page
+        Ok(&self.page)
     }
 }

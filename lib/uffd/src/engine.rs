@@ -17,6 +17,7 @@ use sys::uffd::{Event, Filled, Uffd, messages, page_size};
 use crate::ahead::Ahead;
 use crate::area::{self, Area, Fill, Limit, Scratch};
 use crate::epochs::Epochs;
+use crate::error::LostPage;
 use crate::prefetch::{Plan, Target};
 use crate::replay::Replay;
 use crate::seen::{Counts, Fault, Seen};
@@ -38,6 +39,9 @@ const COPIED: u64 = 2;
 
 const ENOMEM: i32 = Errno::ENOMEM as i32;
 const EINVAL: i32 = Errno::EINVAL as i32;
+
+/// What an image loses, it loses by pages of at least this size.
+const SMALLEST: usize = 4096;
 
 /// How much of the image is brought in at once.
 const WARMED: u64 = 4 << 20;
@@ -63,6 +67,9 @@ pub struct Engine {
     /// Whether the image is being brought into memory.
     warmed: bool,
     seen: Seen,
+    poisoned: Vec<LostPage>,
+    lost_ahead: Option<LostPage>,
+    told_of_lost: bool,
     short_of_memory: Option<Instant>,
 }
 
@@ -150,6 +157,9 @@ impl Engine {
             warmed: false,
             seen: Seen::of(&state),
             state,
+            poisoned: Vec::new(),
+            lost_ahead: None,
+            told_of_lost: false,
             short_of_memory: None,
         })
     }
@@ -243,8 +253,20 @@ impl Engine {
                 return Err(Error::Event { what: format!("faulted at {address:#x}, outside every region") });
             };
             let came = match self.areas[index].settled.has(page) {
-                true => self.refill(index, page)?,
-                false => self.fetch(index, page)?,
+                true => self.refill(index, page),
+                false => self.fetch(index, page),
+            };
+            let came = match came {
+                Err(Error::ImageLost { page: lost, source }) => {
+                    match self.poison(index, page, lost, source)? {
+                        Step::Done | Step::More => {
+                            self.faults.pop_front();
+                            continue;
+                        }
+                        stopped => return Ok(stopped),
+                    }
+                }
+                came => came?,
             };
             match came.step {
                 Step::Done | Step::More => self.faults.pop_front(),
@@ -303,7 +325,17 @@ impl Engine {
         }
         let Some(Target { area: index, pages, recorded }) = next else { return Ok(Step::Done) };
         let (first, began) = (pages.start, self.seen.begin());
-        let came = self.fill(index, pages, limit)?;
+        let came = match self.fill(index, pages.clone(), limit) {
+            // Nobody has asked for it, and maybe nobody ever does.
+            Err(Error::ImageLost { page, .. }) => {
+                let page_size = self.areas[index].region.page_size;
+                let tried = (data / page_size).max(1).min(pages.end - first);
+                self.plan.pass_over(&self.areas, index, first + tried);
+                self.lost_ahead.get_or_insert(page);
+                return Ok(Step::More);
+            }
+            came => came?,
+        };
         if matches!(came.kind, Kind::Image | Kind::Zero) {
             let (area, kind) = (&self.areas[index], if recorded { Kind::Replay } else { Kind::Prefetch });
             let bytes = came.pages * area.region.page_size;
@@ -368,7 +400,10 @@ impl Engine {
     fn not_filled(&mut self, index: usize, page: u64, source: std::io::Error) -> Result<Step, Error> {
         let offset = self.areas[index].offset_of(page);
         match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EFAULT) => Err(Error::ImageLost { offset, source }),
+            Some(Errno::EFAULT) => match self.lost(index, page) {
+                Some(page) => Err(Error::ImageLost { page, source }),
+                None => Err(Error::Fill { offset, source }),
+            },
             Some(Errno::ENOMEM) => {
                 let since = *self.short_of_memory.get_or_insert_with(Instant::now);
                 if since.elapsed() < OUT_OF_MEMORY {
@@ -379,6 +414,68 @@ impl Engine {
             }
             _ => Err(Error::Fill { offset, source }),
         }
+    }
+
+    /// The part of a page that the image does not give.
+    fn lost(&self, index: usize, page: u64) -> Option<LostPage> {
+        let area = &self.areas[index];
+        let offset = area.offset_of(page);
+        let pieces = self.image.pieces(offset, offset + area.region.page_size);
+        let data = pieces.filter_map(|piece| match piece.content {
+            Content::Data(bytes) => Some((piece.offset, bytes)),
+            Content::Zero => None,
+        });
+        let mut chunks = data.flat_map(|(offset, bytes)| {
+            bytes
+                .chunks(SMALLEST)
+                .enumerate()
+                .map(move |(index, chunk)| (offset + (index * SMALLEST) as u64, chunk))
+        });
+        let unreadable = chunks.find(|(_, chunk)| sys::mapping::copy(chunk, &mut [0; SMALLEST]).is_err());
+        let offset = unreadable.map_or(offset, |(offset, _)| offset);
+        Some(LostPage { offset, place: self.image.place_of(offset)? })
+    }
+
+    /// Lets who asks for this page have SIGBUS rather than wait for ever or read what it never held. Where the kernel cannot
+    /// do that, before 6.6, it is the error that it was.
+    fn poison(
+        &mut self,
+        index: usize,
+        page: u64,
+        lost: LostPage,
+        source: std::io::Error,
+    ) -> Result<Step, Error> {
+        let area = &mut self.areas[index];
+        match self.uffd.poison(area.address_of(page), area.region.page_size) {
+            Filled::Bytes(_) => {
+                area.poisoned.insert(page..page + 1);
+                area.settled.insert(page..page + 1);
+                self.poisoned.push(lost);
+                Ok(Step::More)
+            }
+            Filled::Again => Ok(Step::Again),
+            Filled::Gone => Ok(Step::Gone),
+            Filled::Exists | Filled::Unmapped | Filled::Failed(_) => {
+                Err(Error::ImageLost { page: lost, source })
+            }
+        }
+    }
+
+    /// Pages poisoned since it was asked last.
+    pub fn poisoned(&mut self) -> Vec<LostPage> {
+        std::mem::take(&mut self.poisoned)
+    }
+
+    /// The first page that could not be loaded ahead, once.
+    pub(crate) fn lost_ahead(&mut self) -> Option<LostPage> {
+        let first = self.lost_ahead.clone().filter(|_| !self.told_of_lost);
+        self.told_of_lost |= first.is_some();
+        first
+    }
+
+    /// How many pages are poisoned.
+    pub fn poisoned_pages(&self) -> u64 {
+        self.areas.iter().map(|area| area.poisoned.count()).sum()
     }
 
     /// Gives the VMM its memory back: what is still missing was discarded, and reads as zeros from now on without this

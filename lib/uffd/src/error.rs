@@ -3,7 +3,30 @@
 use std::io;
 use std::path::PathBuf;
 
-use wire::{Fault, Kind};
+use snap::Place;
+use wire::{Fault, Kind, Value, json};
+
+/// A page that the image should have, and does not give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostPage {
+    /// Offset into memory.
+    pub offset: u64,
+    /// Where it is stored.
+    pub place: Place,
+}
+
+impl LostPage {
+    fn of_build(&self) -> String {
+        self.place.build.map(|build| format!(", build {build}")).unwrap_or_default()
+    }
+
+    /// As an event.
+    pub(crate) fn to_json(&self) -> Value {
+        let Place { path, build, offset } = &self.place;
+        json!({"offset": self.offset, "build": build.map(|build| build.to_string()), "build_offset": offset,
+               "path": path})
+    }
+}
 
 /// The code of [`Error::NotRunning`], as a server may say it of another one.
 pub(crate) const NOT_RUNNING: &str = "uffd.not_running";
@@ -69,10 +92,10 @@ pub enum Error {
         wanted: u64,
     },
     /// The image could not be read while a page was copied from it.
-    #[error("the image cannot be read at offset {offset}: was a diff file cut short?")]
+    #[error("the image cannot be read at offset {}: {} has no readable page at offset {}{}; was it cut short?", page.offset, page.place.path.display(), page.place.offset, page.of_build())]
     ImageLost {
-        /// Offset into memory.
-        offset: u64,
+        /// The page.
+        page: LostPage,
         /// What the kernel said.
         source: io::Error,
     },

@@ -42,7 +42,7 @@ pub mod workingset;
 
 pub use ending::died;
 pub use engine::{Engine, Step};
-pub use error::Error;
+pub use error::{Error, LostPage};
 pub use prefetch::Prefetch;
 pub use region::{Region, RegionFault};
 pub use role::role;

@@ -61,6 +61,16 @@ impl Plan {
         }
     }
 
+    /// Leaves out what comes before this page of the area, as it cannot be loaded.
+    pub fn pass_over(&mut self, areas: &[Area], area: usize, page: u64) {
+        let end = areas[area].offset_of(page);
+        match self.recorded.front_mut() {
+            Some(range) if range.end > end => range.start = end,
+            Some(_) => drop(self.recorded.pop_front()),
+            None => self.rest = Some((area, page)),
+        }
+    }
+
     /// What to load next. The same again as long as it is not settled.
     pub fn next(&mut self, areas: &[Area]) -> Option<Target> {
         while let Some(range) = self.recorded.front() {

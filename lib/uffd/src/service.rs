@@ -122,6 +122,7 @@ impl Service {
         if asked && !self.loading {
             served = self.linger(served)?;
         }
+        events.extend(self.engine.poisoned().iter().map(|page| ("poisoned", page.to_json())));
         if self.stopped(served) || exited {
             self.over |= exited;
             return Ok(events);
@@ -135,6 +136,12 @@ impl Service {
         if self.loading {
             self.batch = if asked { SMALL_BATCH } else { (self.batch * 2).min(LARGE_BATCH) };
             let step = self.load_batch()?;
+            if let Some(page) = self.engine.lost_ahead() {
+                let mut warning = page.to_json();
+                warning["message"] =
+                    "the image cannot be read; such pages wait until somebody asks for them".into();
+                events.push(("warning", warning));
+            }
             if !self.stopped(step) && step == Step::Done {
                 self.loading = false;
                 let ms = self.connected.elapsed().as_micros() as f64 / 1000.0;
@@ -271,7 +278,7 @@ impl Service {
         let mut stats = json!({"state": "serving", "peer_pid": self.peer.pid, "regions": self.engine.regions(),
                "bytes": self.engine.bytes(), "faults": counts.faults, "copied": counts.copied,
                "zeroed": counts.zeroed, "prefetched": counts.prefetched, "removed": self.engine.removed_pages(),
-               "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
+               "poisoned": self.engine.poisoned_pages(), "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
         stats["prefetch"] = json!({"of": self.prefetch.word(), "bytes": counts.prefetched_bytes,
                                    "done": !self.loading && self.later.is_none()});
         if let (Value::Object(stats), Value::Object(seen)) = (&mut stats, self.engine.seen()) {

@@ -1,13 +1,14 @@
 //! A VMM in small: registers memory and hands it over as Firecracker does. Either in the test's own process, or in one of
 //! its own that a test can kill: the test binary, started again.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSliceMut, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use serde_json::json;
 use sys::fdpass;
 use sys::process::Process;
@@ -98,7 +99,7 @@ impl Drop for Vmm {
 }
 
 /// The part of the VMM. Each line is a thread of its own, so that one that waits for a page holds up no other:
-/// `check FIRST END image|zero`, `discard FIRST PAGES`, `touch PAGE`, `storm SEED` until `calm` (see [`super::storm`]).
+/// `check FIRST END image|zero`, `discard FIRST PAGES`, `touch PAGE`, `probe PAGE`, `storm SEED` until `calm` (see [`super::storm`]).
 pub fn play() {
     let socket = std::env::var_os("UFFD_SOCKET").expect("a part that other tests start");
     let pages: usize = std::env::var("UFFD_PAGES").unwrap().parse().unwrap();
@@ -119,6 +120,7 @@ fn act(memory: &Memory, line: &str) -> String {
     match words[0] {
         "storm" => super::storm::storm(memory, number(1) as u64),
         "calm" => super::storm::calm(),
+        "probe" => probe(memory, number(1)).into(),
         "touch" => format!("touched {}", memory.load(number(1) * PAGE)),
         "discard" => format!("{:?}", memory.discard(number(1) * PAGE, number(2) * PAGE)),
         _ => {
@@ -130,5 +132,16 @@ fn act(memory: &Memory, line: &str) -> String {
             });
             wrong.map_or("same".into(), |page| format!("page {page} differs"))
         }
+    }
+}
+
+/// Has the kernel read a page, to which SIGBUS is an error.
+fn probe(memory: &Memory, page: usize) -> &'static str {
+    let mut bytes = [0; PAGE];
+    let remote = [RemoteIoVec { base: memory.address() as usize + page * PAGE, len: PAGE }];
+    match process_vm_readv(nix::unistd::getpid(), &mut [IoSliceMut::new(&mut bytes)], &remote) {
+        Ok(PAGE) if bytes == content(page) => "image",
+        Ok(PAGE) => "something else",
+        _ => "unreadable",
     }
 }
