@@ -83,10 +83,10 @@ fn check(criterion: &mut Criterion) {
     let image = Image::open_checked(&dir).unwrap();
     let Content::Data(bytes) = image.extent_at(0).content else { panic!("stored") };
     let mut group = criterion.benchmark_group("loading 256 KiB");
-    let mut next = (0..RUNS).cycle();
+    let (mut next, mut scratch) = ((0..RUNS).cycle(), Vec::new());
     group.bench_function("Image::check_run", |b| {
         b.iter(|| {
-            let checked = image.check_run((next.next().unwrap() * RUN) as u64);
+            let checked = image.check_run((next.next().unwrap() * RUN) as u64, &mut scratch);
             assert!(matches!(checked, Checked::Good(range) if range.end - range.start == RUN as u64));
         });
     });

@@ -3,10 +3,11 @@
 mod common;
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
-use common::{Bench, Foreground, PAGE, Vmm, await_end, server_of, service_of, snapshot};
+use common::{Bench, Foreground, PAGE, Vmm, await_end, content, server_of, service_of, snapshot};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -16,15 +17,11 @@ fn vmm() {
 }
 
 /// Whether this kernel can poison pages of another process's (Linux 6.6).
-fn poisons(test: &str) -> bool {
+fn poisons() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-    let can = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 6);
-    if !can {
-        eprintln!("SKIPPED: {test}: Linux {} cannot poison pages", release.trim());
-    }
-    can
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 6)
 }
 
 fn cut(file: &Path, pages: usize) {
@@ -33,8 +30,8 @@ fn cut(file: &Path, pages: usize) {
 
 #[test]
 fn a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on() {
-    if !poisons("a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on") {
-        return;
+    if !poisons() {
+        return wrenn_tests::skip::here("this kernel cannot poison pages");
     }
     let bench = Bench::new(1);
     let diff = snapshot(&bench.path("snap"), 64);
@@ -68,9 +65,60 @@ fn a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on() {
 }
 
 #[test]
+fn what_differs_from_its_checksum_is_poisoned_where_that_is_asked_for() {
+    if !poisons() {
+        return wrenn_tests::skip::here("this kernel cannot poison pages");
+    }
+    let bench = Bench::new(1);
+    let (raw, dir) = (bench.path("memory"), bench.path("snap"));
+    fs::write(&raw, (0..640).flat_map(content).collect::<Vec<_>>()).unwrap();
+    let request = snap::pack::Pack {
+        raw: raw.into(),
+        dir: dir.clone(),
+        kind: snap::pack::Kind::Full,
+        parent: None,
+        removed: snap::Removed::new(),
+        size: None,
+        block_size: None,
+        mode: snap::pack::Mode::Inplace,
+        build: None,
+        checksums: true,
+    };
+    let mut undo = wire::Undo::default();
+    let build = snap::pack::pack(&request, &mut undo).unwrap().header.build;
+    undo.commit();
+    // Pages 71 to 74 lie between zeros: they have one checksum.
+    let diff = File::options().write(true).open(dir.join(format!("memfile.{build}"))).unwrap();
+    diff.write_all_at(&[0xee], (72 * PAGE + 9) as u64).unwrap();
+
+    for (verify, prefetch) in [(true, "none"), (true, "all"), (false, "all")] {
+        let words = [format!("verify:={verify}"), format!("prefetch={prefetch}")];
+        let mut server = Foreground::of(&bench, &["serve", "id=vm", "source.dir=snap", &words[0], &words[1]]);
+        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 640);
+        assert_eq!(vmm.ask("check 0 71 image"), "same", "{words:?}");
+        assert_eq!(vmm.ask("check 75 640 image"), "same", "{words:?}");
+        match verify {
+            true => {
+                assert_eq!(vmm.ask("probe 73"), "unreadable", "{words:?}");
+                let poisoned = server.until("poisoned");
+                assert_eq!(poisoned["offset"], 73 * PAGE, "{poisoned}");
+                assert_eq!(poisoned["build"], build.to_string());
+                assert_eq!(vmm.ask("probe 71"), "unreadable", "{words:?}");
+                assert_eq!(bench.stats()["poisoned"], 2);
+            }
+            // Nobody has looked.
+            false => assert_ne!(vmm.ask("check 71 75 image"), "same"),
+        }
+        vmm.kill();
+        server.until("closed");
+        server.child.wait().unwrap();
+    }
+}
+
+#[test]
 fn loading_ahead_poisons_nothing_and_warns_once() {
-    if !poisons("loading_ahead_poisons_nothing_and_warns_once") {
-        return;
+    if !poisons() {
+        return wrenn_tests::skip::here("this kernel cannot poison pages");
     }
     let bench = Bench::new(1);
     let diff = snapshot(&bench.path("snap"), 2000);
@@ -94,8 +142,8 @@ fn loading_ahead_poisons_nothing_and_warns_once() {
 
 #[test]
 fn a_poisoned_page_stays_so_for_the_next_server_and_an_image_that_is_whole_again_serves_the_others() {
-    if !poisons("a_poisoned_page_stays_so_for_the_next_server") {
-        return;
+    if !poisons() {
+        return wrenn_tests::skip::here("this kernel cannot poison pages");
     }
     let bench = Bench::new(64);
     let document = bench.detached(&["prefetch=none"]);
@@ -116,8 +164,8 @@ fn a_poisoned_page_stays_so_for_the_next_server_and_an_image_that_is_whole_again
 
 #[test]
 fn where_the_kernel_cannot_poison_the_vmm_is_stopped_and_the_error_names_the_page() {
-    if poisons("") {
-        return eprintln!("SKIPPED: where_the_kernel_cannot_poison_…: this kernel can");
+    if poisons() {
+        return wrenn_tests::skip::here("this kernel can poison pages");
     }
     let bench = Bench::new(64);
     let mut server = Foreground::start(&bench, &["prefetch=none"]);

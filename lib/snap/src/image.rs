@@ -266,11 +266,12 @@ impl Image {
 
     /// Compares the bytes under the checksum that covers `offset` with it: at most 256 KiB, 2 MiB of huge blocks. Who loads
     /// an image run by run calls it for the beginning of each, and for the end of what it says, until the run is through;
-    /// nothing is kept or allocated. Only for an image that was opened with [`Image::open_checked`].
+    /// nothing is kept, and nothing allocated but in `scratch`, once. What cannot be read, because the file was cut short or
+    /// its disk fails, is wrong too. Only for an image that was opened with [`Image::open_checked`].
     ///
     /// # Panics
     /// When `offset` is not below [`Image::size`].
-    pub fn check_run(&self, offset: u64) -> Checked {
+    pub fn check_run(&self, offset: u64, scratch: &mut Vec<u8>) -> Checked {
         let extent = self.extent_at(offset);
         let run = self.runs[self.index_of(offset)];
         let sums = self.sums.get(run.file as usize).and_then(Option::as_ref);
@@ -282,10 +283,16 @@ impl Image {
         let memory = |at: u64| (at + extent.offset).saturating_sub(run.storage_offset);
         let range = memory(sum.range.start).max(extent.offset)..memory(sum.range.end).min(extent.end());
         let bytes = self.files[run.file as usize].bytes.get(sum.range.start as usize..sum.range.end as usize);
-        match bytes.is_some_and(|bytes| sum.is_of(bytes)) {
-            true => Checked::Good(range),
-            false => Checked::Wrong(range),
-        }
+        let is_good = bytes.is_some_and(|bytes| {
+            scratch.resize(bytes.len(), 0);
+            sys::mapping::copy(bytes, scratch).is_ok() && sum.is_of(scratch)
+        });
+        if is_good { Checked::Good(range) } else { Checked::Wrong(range) }
+    }
+
+    /// Whether it was opened with [`Image::open_checked`], and some of it has a checksum.
+    pub fn is_checked(&self) -> bool {
+        self.sums.iter().any(Option::is_some)
     }
 
     /// The bytes of `start..end` as pieces, in order.

@@ -327,7 +327,7 @@ impl Chain {
         let image = Image::open_checked(dir).unwrap();
         let mut at = 0;
         while at < image.size() {
-            let checked = image.check_run(at);
+            let checked = image.check_run(at, &mut Vec::new());
             assert!(
                 !matches!(checked, Checked::Wrong(_)) && checked.range().contains(&at),
                 "{checked:?} at {at}"

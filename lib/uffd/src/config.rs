@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub prefetch: Prefetch,
     /// How long to record a working set, if at all.
     pub record: Option<Duration>,
+    /// Whether to compare what is stored with its checksums.
+    pub verify: bool,
     /// Where to write down what happens.
     pub trace: Option<PathBuf>,
 }
@@ -121,9 +123,10 @@ impl Source {
         Ok(())
     }
 
-    /// Opens it.
-    pub fn open(&self) -> Result<Image, crate::Error> {
+    /// Opens it, with its checksums if it is to be compared with them.
+    pub fn open(&self, verify: bool) -> Result<Image, crate::Error> {
         Ok(match self {
+            Self::Dir(dir) if verify => Image::open_checked(dir)?,
             Self::Dir(dir) => Image::open(dir)?,
             Self::Raw(file) => Image::open_raw(file)?,
         })
@@ -156,14 +159,18 @@ impl Config {
             paths: Paths::of(call)?,
             prefetch,
             record: record(call)?,
+            verify: fields.find("verify")?.unwrap_or(false),
             trace: fields.find("trace")?,
         };
-        match config.record.is_some() && config.source.dir().is_none() {
-            true => Err(Error::field(
+        match config.source.dir() {
+            None if config.record.is_some() => Err(Error::field(
                 "record",
                 "a recording belongs into a snapshot directory; the source is raw",
             )),
-            false => Ok(config),
+            None if config.verify => {
+                Err(Error::field("verify", "a snapshot directory has checksums; the source is raw"))
+            }
+            _ => Ok(config),
         }
     }
 
@@ -175,7 +182,8 @@ impl Config {
         };
         let Paths { socket, control, removed, log, own } = &self.paths;
         json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
-               "own": own, "prefetch": self.prefetch.word(), "record_ms": self.record.map(|window| window.as_millis() as u64), "trace": self.trace})
+               "own": own, "prefetch": self.prefetch.word(), "record_ms": self.record.map(|window| window.as_millis() as u64),
+               "verify": self.verify, "trace": self.trace})
     }
 
     /// From that word.
@@ -198,7 +206,8 @@ impl Config {
         let has = |name: &str| document.get(name).is_some_and(|value| !value.is_null());
         let trace = has("trace").then(|| document.need("trace")).transpose()?;
         let record = has("record_ms").then(|| document.need("record_ms")).transpose()?;
-        Ok(Self { source, paths, prefetch, record: record.map(Duration::from_millis), trace })
+        let record = record.map(Duration::from_millis);
+        Ok(Self { source, paths, prefetch, record, verify: document.need("verify")?, trace })
     }
 }
 
@@ -239,6 +248,7 @@ mod tests {
                     paths,
                     prefetch: Prefetch::Recorded,
                     record: ms.map(Duration::from_millis),
+                    verify: ms.is_some(),
                     trace,
                 };
                 assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);

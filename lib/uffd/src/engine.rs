@@ -16,6 +16,7 @@ use sys::uffd::{Event, Filled, Uffd, messages, page_size};
 
 use crate::ahead::Ahead;
 use crate::area::{self, Area, Fill, Limit, Scratch};
+use crate::checking::Checking;
 use crate::epochs::Epochs;
 use crate::error::LostPage;
 use crate::prefetch::{Plan, Target};
@@ -64,6 +65,7 @@ pub struct Engine {
     recorder: Option<Recorder>,
     replay: Option<Replay>,
     scratch: Scratch,
+    checking: Option<Checking>,
     /// Whether the image is being brought into memory.
     warmed: bool,
     seen: Seen,
@@ -143,6 +145,7 @@ impl Engine {
             return Err(Error::ImageShort { size: image.size(), wanted });
         }
         Ok(Self {
+            checking: Checking::of(&image),
             uffd,
             image,
             areas: area::all(regions, &state),
@@ -356,6 +359,7 @@ impl Engine {
 
     /// Fills some of these pages, from the first on, and marks what is there now.
     fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Came, Error> {
+        self.check(index, &pages, limit)?;
         let Self { uffd, image, state, areas, epochs, scratch, .. } = self;
         let area = &mut areas[index];
         let (first, page_size) = (pages.start, area.region.page_size);
@@ -395,6 +399,29 @@ impl Engine {
         area.settled.insert(first..first + count);
         self.short_of_memory = None;
         Ok(Came { step: Step::More, kind, pages: count })
+    }
+
+    /// Compares what the image has for these pages, as much of it as `limit` takes, with its checksums.
+    fn check(&mut self, index: usize, pages: &std::ops::Range<u64>, limit: Limit) -> Result<(), Error> {
+        let Self { image, areas, checking: Some(checking), .. } = self else { return Ok(()) };
+        let area = &areas[index];
+        if area.settled.has(pages.start) {
+            return Ok(());
+        }
+        let page_size = area.region.page_size;
+        let start = area.offset_of(pages.start);
+        // What is filled at once ends with the extent, or with a page that is made of several.
+        let extent = image.extent_at(start).end().max(start + page_size);
+        let end = area.offset_of(pages.end).min(start + limit.data.max(page_size)).min(extent);
+        let wrong = match checking.check(image, start..end) {
+            Ok(()) => return Ok(()),
+            Err(wrong) => wrong,
+        };
+        let source = std::io::ErrorKind::InvalidData.into();
+        match image.place_of(wrong) {
+            Some(place) => Err(Error::ImageLost { page: LostPage { offset: wrong, place }, source }),
+            None => Err(Error::Fill { offset: wrong, source }),
+        }
     }
 
     fn not_filled(&mut self, index: usize, page: u64, source: std::io::Error) -> Result<Step, Error> {

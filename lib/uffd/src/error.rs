@@ -91,8 +91,8 @@ pub enum Error {
         /// Where the last region ends.
         wanted: u64,
     },
-    /// The image could not be read while a page was copied from it.
-    #[error("the image cannot be read at offset {}: {} has no readable page at offset {}{}; was it cut short?", page.offset, page.place.path.display(), page.place.offset, page.of_build())]
+    /// The image could not be read while a page was copied from it, or is not what was stored.
+    #[error("the image has no page for offset {}: {} at offset {}{} {}", page.offset, page.place.path.display(), page.place.offset, page.of_build(), match source.kind() { io::ErrorKind::InvalidData => "differs from its checksum", _ => "cannot be read; was it cut short?" })]
     ImageLost {
         /// The page.
         page: LostPage,

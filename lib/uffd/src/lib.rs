@@ -9,6 +9,7 @@ mod area;
 mod bits;
 mod channel;
 mod check;
+mod checking;
 mod config;
 mod control;
 mod ending;
@@ -95,6 +96,11 @@ pub static TOOL: Tool = Tool {
                     "record_ms",
                     Type::Integer,
                     "how long to record, in milliseconds from the first fault, 1 to 60000 (default 3000)",
+                ),
+                Field::may(
+                    "verify",
+                    Type::Bool,
+                    "compare what is stored with its checksums before the VMM gets it; what differs counts as lost (default false)",
                 ),
                 Field::may(
                     "trace",

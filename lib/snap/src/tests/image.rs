@@ -134,7 +134,7 @@ fn a_run_is_checked_piece_by_piece_and_a_changed_byte_is_found_where_it_is() {
     let all = |image: &Image| -> Vec<_> {
         let mut at = 0;
         std::iter::from_fn(|| {
-            let checked = (at < image.size()).then(|| image.check_run(at))?;
+            let checked = (at < image.size()).then(|| image.check_run(at, &mut Vec::new()))?;
             at = checked.range().end;
             Some(blocks(checked))
         })

@@ -78,7 +78,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
 
 /// The image. A VM that has all of its memory needs none, and it may be gone by now.
 fn open(config: &Config, vm: Option<&Taken>) -> Result<Image, Error> {
-    config.source.open().or_else(|error| match vm.filter(|vm| vm.is_complete()) {
+    config.source.open(config.verify).or_else(|error| match vm.filter(|vm| vm.is_complete()) {
         Some(vm) => Ok(Image::zeros(vm.regions.iter().map(Region::offset_end).max().unwrap_or(0))),
         None => Err(error),
     })
