@@ -329,3 +329,20 @@ fn epochs_outlive_the_server() {
     assert_eq!(ask(Some("gen-2"), "gen-3"), [(0, 1)]);
     assert_eq!(ask(None, "gen-4"), [(0, 3), (5, 1)]);
 }
+
+#[test]
+fn a_vmm_that_no_server_has_heard_of_is_stopped_when_there_will_be_none() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none"]);
+    let server = server_of(&document);
+    server.signal(Signal::SIGSTOP).unwrap();
+    // It has connected and sent all it has to say.
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    vmm.tell("check 1 2 image");
+    fs::remove_file(bench.raw()).unwrap();
+    server.end(Duration::ZERO).unwrap();
+    await_end(&vmm.process);
+    await_end(&service_of(&document));
+    let log = fs::read_to_string(bench.run("uffd.log")).unwrap();
+    assert!(log.contains("would have hung"), "{log}");
+}

@@ -246,11 +246,16 @@ impl Guardian {
 
     fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
-        (self.control, self.socket, self.done) = (None, None, true);
+        let unheard = self.socket.take().map_or(Vec::new(), |listener| unheard(&listener));
+        (self.control, self.done) = (None, true);
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();
         let mut ending = Ending { error: failed, stopped: None };
-        let left = std::mem::take(&mut self.vms).into_iter().map(|vm| vm.peer).chain(self.greeting.take());
+        let left = std::mem::take(&mut self.vms)
+            .into_iter()
+            .map(|vm| vm.peer)
+            .chain(self.greeting.take())
+            .chain(unheard);
         for vmm in left.filter(Process::is_alive) {
             match vmm.end(Duration::ZERO) {
                 Ok(()) => ending.stopped = Some(vmm.pid),
@@ -318,6 +323,19 @@ fn start(
         Ok(Server { child, process, channel, started: Instant::now(), filled: filled(vms) })
     };
     again().map_err(failed)
+}
+
+/// The VMMs that have handed themselves over to a service which ends before it has heard of it.
+fn unheard(listener: &Listener) -> Vec<Process> {
+    let waiting = std::iter::from_fn(|| Some(listener.socket.accept().ok()?.0));
+    let peers = waiting.filter_map(|stream| {
+        stream.set_nonblocking(true).ok()?;
+        let peer = sys::fdpass::peer(&stream).ok().filter(|peer| socket::is_trusted(*peer))?;
+        let said = sys::fdpass::receive(&stream, &mut [0; 1]).ok()?;
+        // Who leaves without a word is no VMM.
+        if said.bytes == 0 { None } else { Process::of_pid(peer.pid).ok() }
+    });
+    peers.collect()
 }
 
 /// How many pages have been filled.
