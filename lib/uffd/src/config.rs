@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub verify: bool,
     /// Where to write down what happens.
     pub trace: Option<PathBuf>,
+    /// How many VMMs to serve, one after another; 0: until it is stopped.
+    pub clients: u64,
 }
 
 /// The server's files.
@@ -161,6 +163,7 @@ impl Config {
             record: record(call)?,
             verify: fields.find("verify")?.unwrap_or(false),
             trace: fields.find("trace")?,
+            clients: fields.find("clients")?.unwrap_or(1),
         };
         match config.source.dir() {
             None if config.record.is_some() => Err(Error::field(
@@ -183,7 +186,7 @@ impl Config {
         let Paths { socket, control, removed, log, own } = &self.paths;
         json!({"source": source, "socket": socket, "control": control, "removed": removed, "log": log,
                "own": own, "prefetch": self.prefetch.word(), "record_ms": self.record.map(|window| window.as_millis() as u64),
-               "verify": self.verify, "trace": self.trace})
+               "verify": self.verify, "trace": self.trace, "clients": self.clients})
     }
 
     /// From that word.
@@ -207,7 +210,8 @@ impl Config {
         let trace = has("trace").then(|| document.need("trace")).transpose()?;
         let record = has("record_ms").then(|| document.need("record_ms")).transpose()?;
         let record = record.map(Duration::from_millis);
-        Ok(Self { source, paths, prefetch, record, verify: document.need("verify")?, trace })
+        let (verify, clients) = (document.need("verify")?, document.need("clients")?);
+        Ok(Self { source, paths, prefetch, record, verify, trace, clients })
     }
 }
 
@@ -250,6 +254,7 @@ mod tests {
                     record: ms.map(Duration::from_millis),
                     verify: ms.is_some(),
                     trace,
+                    clients: 3,
                 };
                 assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
             }

@@ -3,27 +3,28 @@
 //!
 //! Nothing here waits. The caller polls, and calls [`Engine::drain`], [`Engine::serve`] and [`Engine::prefetch`].
 
+mod fill;
+mod told;
+
 use std::collections::VecDeque;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use snap::{Content, Image, Removed};
+use snap::{Content, Image};
 use sys::process::readable;
 use sys::uffd::{Event, Filled, Uffd, messages, page_size};
 
 use crate::ahead::Ahead;
-use crate::area::{self, Area, Fill, Limit, Scratch};
+use crate::area::{self, Area, Limit, Scratch};
 use crate::checking::Checking;
 use crate::epochs::Epochs;
 use crate::error::LostPage;
 use crate::prefetch::{Plan, Target};
 use crate::replay::Replay;
-use crate::seen::{Counts, Fault, Seen};
+use crate::seen::{Fault, Seen};
 use crate::state::{Counter, State};
-use crate::trace::{self, Header, Kind, Writer};
+use crate::trace::Kind;
 use crate::workingset::Recorder;
 use crate::{Error, Prefetch, Region};
 
@@ -286,34 +287,6 @@ impl Engine {
         Ok(Step::Done)
     }
 
-    /// Fills a page with what the image has there, and those that follow in the same extent when somebody reads them in
-    /// order: up to the next one that is settled, and none while pages are noted, as each must be asked for.
-    fn fetch(&mut self, index: usize, page: u64) -> Result<Came, Error> {
-        let area = &self.areas[index];
-        if let Some(recorder) = &mut self.recorder {
-            recorder.note(area.offset_of(page), area.region.page_size);
-            return self.fill(index, page..page + 1, Limit { data: 0, zeros: 0 });
-        }
-        let most = page + self.around.pages(index, page);
-        let pages = area.unsettled(page..most.min(area.region.pages())).unwrap_or(page..page + 1);
-        let came = self.fill(index, pages, Limit { data: AROUND, zeros: AROUND })?;
-        self.around.filled(index, page, came.pages.max(1));
-        self.state.add(Counter::Around, came.pages.saturating_sub(1));
-        Ok(came)
-    }
-
-    /// Fills a discarded page with zeros, and discarded ones that follow when somebody reads them in order. Those that are
-    /// there again stop the kernel, and stay as they are.
-    fn refill(&mut self, index: usize, page: u64) -> Result<Came, Error> {
-        let area = &self.areas[index];
-        let run = area.removed.next_outside(page).unwrap_or(area.region.pages());
-        let end = run.min(page + self.refills.pages(index, page)).max(page + 1);
-        let limit = Limit { data: 0, zeros: (end - page) * area.region.page_size };
-        let came = self.fill(index, page..end, limit)?;
-        self.refills.filled(index, page, came.pages.max(1));
-        Ok(came)
-    }
-
     /// Loads the next pages of the plan, at most `data` bytes from the image. Call it only when no fault waits.
     ///
     /// # Errors
@@ -357,154 +330,6 @@ impl Engine {
         Ok(came.step)
     }
 
-    /// Fills some of these pages, from the first on, and marks what is there now.
-    fn fill(&mut self, index: usize, pages: std::ops::Range<u64>, limit: Limit) -> Result<Came, Error> {
-        self.check(index, &pages, limit)?;
-        let Self { uffd, image, state, areas, epochs, scratch, .. } = self;
-        let area = &mut areas[index];
-        let (first, page_size) = (pages.start, area.region.page_size);
-        let Fill { filled, from_image } = area.fill(uffd, image, pages, limit, scratch);
-        let (count, kind) = match filled {
-            Filled::Bytes(bytes) => {
-                let count = bytes as u64 / page_size;
-                let (pages, all) = match from_image {
-                    true => (Counter::Copied, Counter::CopiedBytes),
-                    false => (Counter::Zeroed, Counter::ZeroedBytes),
-                };
-                state.add(pages, count);
-                state.add(all, bytes as u64);
-                let kind = match (from_image, area.settled.has(first)) {
-                    (true, _) => Kind::Image,
-                    (false, false) => Kind::Zero,
-                    (false, true) => {
-                        // Settled and yet missing: maybe discarded without a word, by a VMM that did not ask for these
-                        // events.
-                        area.discard(first..first + count, epochs.now());
-                        Kind::Refill
-                    }
-                };
-                (count, kind)
-            }
-            Filled::Exists => {
-                let woken = uffd.wake(area.address_of(first), page_size);
-                woken.map_err(|source| Error::Fill { offset: area.offset_of(first), source })?;
-                (1, Kind::Exists)
-            }
-            // Nobody can touch it any more; the kernel has woken who waited.
-            Filled::Unmapped => (1, Kind::Unmapped),
-            Filled::Again => return Ok(Came::nowhere(Step::Again)),
-            Filled::Gone => return Ok(Came::nowhere(Step::Gone)),
-            Filled::Failed(source) => return self.not_filled(index, first, source).map(Came::nowhere),
-        };
-        area.settled.insert(first..first + count);
-        self.short_of_memory = None;
-        Ok(Came { step: Step::More, kind, pages: count })
-    }
-
-    /// Compares what the image has for these pages, as much of it as `limit` takes, with its checksums.
-    fn check(&mut self, index: usize, pages: &std::ops::Range<u64>, limit: Limit) -> Result<(), Error> {
-        let Self { image, areas, checking: Some(checking), .. } = self else { return Ok(()) };
-        let area = &areas[index];
-        if area.settled.has(pages.start) {
-            return Ok(());
-        }
-        let page_size = area.region.page_size;
-        let start = area.offset_of(pages.start);
-        // What is filled at once ends with the extent, or with a page that is made of several.
-        let extent = image.extent_at(start).end().max(start + page_size);
-        let end = area.offset_of(pages.end).min(start + limit.data.max(page_size)).min(extent);
-        let wrong = match checking.check(image, start..end) {
-            Ok(()) => return Ok(()),
-            Err(wrong) => wrong,
-        };
-        let source = std::io::ErrorKind::InvalidData.into();
-        match image.place_of(wrong) {
-            Some(place) => Err(Error::ImageLost { page: LostPage { offset: wrong, place }, source }),
-            None => Err(Error::Fill { offset: wrong, source }),
-        }
-    }
-
-    fn not_filled(&mut self, index: usize, page: u64, source: std::io::Error) -> Result<Step, Error> {
-        let offset = self.areas[index].offset_of(page);
-        match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EFAULT) => match self.lost(index, page) {
-                Some(page) => Err(Error::ImageLost { page, source }),
-                None => Err(Error::Fill { offset, source }),
-            },
-            Some(Errno::ENOMEM) => {
-                let since = *self.short_of_memory.get_or_insert_with(Instant::now);
-                if since.elapsed() < OUT_OF_MEMORY {
-                    Ok(Step::Again)
-                } else {
-                    Err(Error::Fill { offset, source })
-                }
-            }
-            _ => Err(Error::Fill { offset, source }),
-        }
-    }
-
-    /// The part of a page that the image does not give.
-    fn lost(&self, index: usize, page: u64) -> Option<LostPage> {
-        let area = &self.areas[index];
-        let offset = area.offset_of(page);
-        let pieces = self.image.pieces(offset, offset + area.region.page_size);
-        let data = pieces.filter_map(|piece| match piece.content {
-            Content::Data(bytes) => Some((piece.offset, bytes)),
-            Content::Zero => None,
-        });
-        let mut chunks = data.flat_map(|(offset, bytes)| {
-            bytes
-                .chunks(SMALLEST)
-                .enumerate()
-                .map(move |(index, chunk)| (offset + (index * SMALLEST) as u64, chunk))
-        });
-        let unreadable = chunks.find(|(_, chunk)| sys::mapping::copy(chunk, &mut [0; SMALLEST]).is_err());
-        let offset = unreadable.map_or(offset, |(offset, _)| offset);
-        Some(LostPage { offset, place: self.image.place_of(offset)? })
-    }
-
-    /// Lets who asks for this page have SIGBUS rather than wait for ever or read what it never held. Where the kernel cannot
-    /// do that, before 6.6, it is the error that it was.
-    fn poison(
-        &mut self,
-        index: usize,
-        page: u64,
-        lost: LostPage,
-        source: std::io::Error,
-    ) -> Result<Step, Error> {
-        let area = &mut self.areas[index];
-        match self.uffd.poison(area.address_of(page), area.region.page_size) {
-            Filled::Bytes(_) => {
-                area.poisoned.insert(page..page + 1);
-                area.settled.insert(page..page + 1);
-                self.poisoned.push(lost);
-                Ok(Step::More)
-            }
-            Filled::Again => Ok(Step::Again),
-            Filled::Gone => Ok(Step::Gone),
-            Filled::Exists | Filled::Unmapped | Filled::Failed(_) => {
-                Err(Error::ImageLost { page: lost, source })
-            }
-        }
-    }
-
-    /// Pages poisoned since it was asked last.
-    pub fn poisoned(&mut self) -> Vec<LostPage> {
-        std::mem::take(&mut self.poisoned)
-    }
-
-    /// The first page that could not be loaded ahead, once.
-    pub(crate) fn lost_ahead(&mut self) -> Option<LostPage> {
-        let first = self.lost_ahead.clone().filter(|_| !self.told_of_lost);
-        self.told_of_lost |= first.is_some();
-        first
-    }
-
-    /// How many pages are poisoned.
-    pub fn poisoned_pages(&self) -> u64 {
-        self.areas.iter().map(|area| area.poisoned.count()).sum()
-    }
-
     /// Gives the VMM its memory back: what is still missing was discarded, and reads as zeros from now on without this
     /// server. Only when [`Engine::missing`] says 0.
     ///
@@ -530,89 +355,6 @@ impl Engine {
             }
             .map_err(|source| Error::Events { source })?;
         }
-    }
-
-    /// Bytes that only the image has so far. 0: nothing depends on the image any more.
-    pub fn missing(&self) -> u64 {
-        self.areas.iter().map(Area::missing).sum()
-    }
-
-    /// Whether a fault waits to be answered.
-    pub fn is_asked(&self) -> bool {
-        !self.faults.is_empty()
-    }
-
-    /// What was done so far.
-    pub fn counts(&self) -> Counts {
-        self.seen.counts()
-    }
-
-    /// What was seen, as fields of `stats`.
-    pub(crate) fn seen(&mut self) -> serde_json::Value {
-        let mut fields = self.seen.fields();
-        let removed = self.areas.iter().map(|area| area.removed.count() * area.region.page_size);
-        fields["removed_bytes"] = removed.sum::<u64>().into();
-        if let Some(replay) = &self.replay {
-            fields["working_set"] = replay.fields();
-        }
-        fields
-    }
-
-    /// Writes down what happens from now on, when the VMM with this pid has just connected.
-    pub(crate) fn trace(&mut self, file: File, pid: i32) {
-        let regions = || self.areas.iter().map(|area| &area.region);
-        let header = Header {
-            size: regions().map(Region::offset_end).max().unwrap_or(0),
-            page_size: regions().map(|region| region.page_size).min().unwrap_or(1),
-            connected: trace::now(),
-            pid: pid as u32,
-        };
-        self.seen.trace(Writer::new(file, header));
-    }
-
-    /// The ranges of the image that the VMM has discarded so far.
-    pub fn removed(&self) -> Removed {
-        self.removed_since(None)
-    }
-
-    /// How many pages the VMM has discarded so far.
-    pub fn removed_pages(&self) -> u64 {
-        self.areas.iter().map(|area| area.removed.count()).sum()
-    }
-
-    /// The ranges of the image that the VMM has discarded since the last snapshot in `parent`, see [`Epochs::since`].
-    pub(crate) fn removed_since(&self, parent: Option<&Path>) -> Removed {
-        let epoch = self.epochs.since(parent);
-        let ranges = |area: &Area| {
-            let runs = area.discarded_since(epoch);
-            runs.map(|run| area.offset_of(run.start)..area.offset_of(run.end)).collect::<Vec<_>>()
-        };
-        self.areas.iter().flat_map(ranges).collect()
-    }
-
-    /// A snapshot was dumped into this directory: what is discarded from here on belongs to the next.
-    pub(crate) fn dumped(&mut self, dir: PathBuf) -> Result<(), Error> {
-        self.epochs.end(dir).map_err(|source| Error::State { source })
-    }
-
-    /// What a successor needs.
-    pub(crate) fn state(&self) -> &State {
-        &self.state
-    }
-
-    /// Bytes of memory.
-    pub fn bytes(&self) -> u64 {
-        self.areas.iter().map(|area| area.region.size).sum()
-    }
-
-    /// How many regions there are.
-    pub fn regions(&self) -> usize {
-        self.areas.len()
-    }
-
-    /// The descriptor to poll.
-    pub fn uffd(&self) -> &Uffd {
-        &self.uffd
     }
 }
 

@@ -40,13 +40,15 @@ pub(crate) struct Guardian {
     config: Config,
     name: Process,
     control: Option<Listener>,
-    /// Where a VMM connects. It goes when one has: a second one is refused by the kernel rather than left waiting.
+    /// Where a VMM connects. It goes when the last one has: another one is refused by the kernel rather than left waiting.
     socket: Option<Listener>,
     server: Server,
     vms: Vec<Vm>,
     /// A VMM that has handed over its descriptor, and is not served yet.
     greeting: Option<Process>,
     restarts: u64,
+    /// How many VMMs have come so far.
+    came: u64,
     in_vain: u32,
     listens: bool,
     /// Since when the server has been asked to end.
@@ -94,7 +96,7 @@ impl Guardian {
         config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = start(&config, &name, 0, &control, Some(&listener), &[])?;
+        let server = start(&config, &name, (0, 0), &control, Some(&listener), &[])?;
         Ok(Self {
             config,
             name,
@@ -104,6 +106,7 @@ impl Guardian {
             vms: Vec::new(),
             greeting: None,
             restarts: 0,
+            came: 0,
             in_vain: 0,
             listens: false,
             told: None,
@@ -190,8 +193,22 @@ impl Guardian {
                     let (state, _) = State::open(state).map_err(failed)?;
                     self.vms.push(Vm { peer, handed, state });
                 }
-                (self.greeting, self.socket) = (None, None);
+                self.greeting = None;
+                self.came += 1;
+                if self.came == self.config.clients {
+                    self.socket = None;
+                }
                 return Ok(Some(Event { name, fields, fds: Vec::new() }));
+            }
+            "left" => {
+                let left = std::mem::take(&mut self.vms).into_iter().map(|vm| vm.peer);
+                let left = left.chain(self.greeting.take()).chain(peer(&fields));
+                // Gone, or released: it needs nobody.
+                let hangs = fields.get("vmm").and_then(Value::as_str) == Some("abandoned");
+                for vmm in left.filter(|vmm| hangs && vmm.is_alive()) {
+                    vmm.end(Duration::ZERO).map_err(Error::io("stop the VMM", vmm.pid.to_string()))?;
+                    fields["vmm"] = "stopped".into();
+                }
             }
             "handover" => {
                 self.asked = true;
@@ -234,8 +251,14 @@ impl Guardian {
         // Since the first of those that died without having said anything.
         self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
         let Some(control) = &self.control else { return Ok(false) };
-        self.server =
-            start(&self.config, &self.name, self.restarts, control, self.socket.as_ref(), &self.vms)?;
+        self.server = start(
+            &self.config,
+            &self.name,
+            (self.restarts, self.came),
+            control,
+            self.socket.as_ref(),
+            &self.vms,
+        )?;
         Ok(true)
     }
 
@@ -291,7 +314,7 @@ impl Drop for Guardian {
 fn start(
     config: &Config,
     name: &Process,
-    restarts: u64,
+    (restarts, came): (u64, u64),
     control: &Listener,
     socket: Option<&Listener>,
     vms: &[Vm],
@@ -309,7 +332,7 @@ fn start(
             socket: socket.map(listener).transpose()?,
             vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
         };
-        let orders = Orders { config: config.clone(), name: name.clone(), restarts, given };
+        let orders = Orders { config: config.clone(), name: name.clone(), restarts, came, given };
         let (words, keep) = orders.into_parts();
         let mut command = Command::new(&program);
         command.arg(SERVER).args(words);

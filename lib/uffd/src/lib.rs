@@ -108,6 +108,11 @@ pub static TOOL: Tool = Tool {
                     "write every fault, discard and piece loaded ahead into this file, for report; at most 1 048 576 of them (default: none)",
                 ),
                 Field::may(
+                    "clients",
+                    Type::Integer,
+                    "how many VMMs to serve, one after another; 0: until stopped (default 1)",
+                ),
+                Field::may(
                     "detach",
                     Type::Bool,
                     "live on in the background and print the document (default false: print events)",

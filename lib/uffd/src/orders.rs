@@ -17,6 +17,8 @@ pub(crate) struct Orders {
     pub name: Process,
     /// How often the guardian has started a server again.
     pub restarts: u64,
+    /// How many VMMs have come so far.
+    pub came: u64,
     pub given: Given,
 }
 
@@ -44,7 +46,7 @@ impl Orders {
     /// As two words, and descriptors to inherit.
     pub fn into_parts(self) -> ([String; 2], Vec<OwnedFd>) {
         let Given { channel, control, socket, vms } = self.given;
-        let more = json!({"name": process_json(&self.name), "restarts": self.restarts,
+        let more = json!({"name": process_json(&self.name), "restarts": self.restarts, "came": self.came,
                           "listens": socket.is_some(), "serves": vms.len()});
         let vms = vms.into_iter().flat_map(|Handed { uffd, state }| [uffd, state]);
         let fds = [channel, control].into_iter().chain(socket).chain(vms);
@@ -64,6 +66,7 @@ impl Orders {
             config,
             name: more.process("name")?,
             restarts: more.need("restarts")?,
+            came: more.need("came")?,
             given: Given {
                 channel: next()?,
                 control: next()?,

@@ -36,10 +36,12 @@ pub(crate) struct Server {
     name: Process,
     me: Process,
     restarts: u64,
+    /// How many VMMs have come so far.
+    came: u64,
     image: Arc<Image>,
     /// Where to write down what happens.
     trace: Option<File>,
-    /// Goes when a VMM is served.
+    /// Goes when the last VMM is served.
     listener: Option<Listener>,
     vmm: Vmm,
     control: Listener,
@@ -129,7 +131,7 @@ impl Server {
 
     /// Waits for something to happen, and does what it asks for.
     fn turn(&mut self) -> Result<Option<Reason>, Error> {
-        let ready = self.wait()?;
+        let mut ready = self.wait()?;
         if ready.has(Rare::Signal) && sys::signals::pending().is_some() {
             return Ok(Some(Reason::Signal));
         }
@@ -142,21 +144,21 @@ impl Server {
             self.waiter.forget(&self.guardian.0).map_err(|source| Error::Events { source })?;
             eprintln!("{} orphaned {{}}", wire::timestamp());
         }
-        match &mut self.vmm {
-            Vmm::Served(service) => {
-                let events = service.turn(ready.vmm, ready.has(Rare::Exit))?;
-                events.into_iter().for_each(|(event, fields)| self.guardian.tell(event, fields));
-                if service.is_over() {
-                    return Ok(Some(Reason::VmmGone));
-                }
+        let mut rounds = 1;
+        if ready.has(Rare::Control) && !matches!(self.vmm, Vmm::Served(_)) {
+            // A VMM that has connected, and said who it is, before somebody asked counts.
+            (ready.vmm, rounds) = (true, 2);
+        }
+        let is_last = self.orphaned || self.listener.is_none();
+        for _ in 0..rounds {
+            match self.attend(&ready) {
+                Ok(false) => {}
+                Ok(true) if is_last => return Ok(Some(Reason::VmmGone)),
+                Ok(true) => self.left(None)?,
+                // Who serves a single VMM fails with it.
+                Err(error) if is_last || self.config.clients == 1 => return Err(error),
+                Err(error) => self.left(Some(error))?,
             }
-            Vmm::Awaited if ready.vmm => self.accept()?,
-            Vmm::Greeting(handshake) if ready.vmm || Instant::now() >= handshake.deadline() => {
-                if let Some(reason) = self.greet()? {
-                    return Ok(Some(reason));
-                }
-            }
-            _ => {}
         }
         if ready.has(Rare::Control)
             && let Some(reason) = self.verbs()?
@@ -165,6 +167,41 @@ impl Server {
         }
         let greets = matches!(self.vmm, Vmm::Greeting(_));
         Ok(self.relief.is_some().then_some(Reason::Relieved).filter(|_| !greets))
+    }
+
+    /// Does what the VMM asks for, or takes the next one. Gives whether it is gone.
+    fn attend(&mut self, ready: &Ready) -> Result<bool, Error> {
+        match &mut self.vmm {
+            Vmm::Served(service) => {
+                let events = service.turn(ready.vmm, ready.has(Rare::Exit))?;
+                events.into_iter().for_each(|(event, fields)| self.guardian.tell(event, fields));
+                Ok(service.is_over())
+            }
+            Vmm::Awaited if ready.vmm => self.accept().map(|()| false),
+            Vmm::Greeting(handshake) if ready.vmm || Instant::now() >= handshake.deadline() => self.greet(),
+            _ => Ok(false),
+        }
+    }
+
+    /// A VMM has gone, or cannot be served, and others may come.
+    fn left(&mut self, error: Option<Error>) -> Result<(), Error> {
+        let mut fields = match error {
+            None => self.parted()?,
+            Some(error) => {
+                let mut fields = self.owed().map_or(json!({"vmm": "none"}), |peer| {
+                    let mut fields = peer_fields(&peer);
+                    fields["vmm"] = "abandoned".into();
+                    fields
+                });
+                fields["error"] = wire::Error::from(error).to_json("wrenn-uffd", "serve");
+                fields
+            }
+        };
+        fields["came"] = self.came.into();
+        self.guardian.tell("left", fields);
+        self.vmm = Vmm::Awaited;
+        // What one VM discarded says nothing about the next.
+        socket::remove(&self.config.paths.removed)
     }
 
     /// Waits until there is something to do.
@@ -197,8 +234,9 @@ impl Server {
     }
 
     /// Goes on with the VMM's handshake, and begins to serve it when it is complete.
-    fn greet(&mut self) -> Result<Option<Reason>, Error> {
-        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(None) };
+    /// Gives whether it is gone.
+    fn greet(&mut self) -> Result<bool, Error> {
+        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(false) };
         let had = handshake.has_descriptor();
         let greeting = handshake.advance();
         if !had
@@ -209,17 +247,17 @@ impl Server {
             self.guardian.tell("greeting", peer_fields(&peer));
         }
         let (regions, uffd) = match greeting? {
-            Greeting::Waiting => return Ok(None),
+            Greeting::Waiting => return Ok(false),
             Greeting::Nothing => {
                 self.vmm = Vmm::Awaited;
-                return Ok(None);
+                return Ok(false);
             }
             Greeting::Done(regions, uffd) => (regions, uffd),
         };
         let pid = handshake.peer().pid;
-        let gone = Ok(Some(Reason::VmmGone));
-        let Ok(peer) = Process::of_pid(pid) else { return gone };
-        let Some(exit) = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))? else { return gone };
+        let Ok(peer) = Process::of_pid(pid) else { return Ok(true) };
+        let exit = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))?;
+        let Some(exit) = exit else { return Ok(true) };
         self.waiter.add(&exit, Rare::Exit).map_err(|source| Error::Events { source })?;
         let mut engine = Engine::new(uffd, self.image.clone(), regions)?;
         engine.state().set_peer(&peer);
@@ -239,13 +277,25 @@ impl Server {
             self.guardian.tell("warning", json!({ "message": message }));
         }
         self.vmm = Vmm::Served(Box::new(service));
-        self.listener = None;
-        Ok(None)
+        self.came += 1;
+        if self.came == self.config.clients {
+            self.listener = None;
+        }
+        Ok(false)
     }
 
     /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
     fn close(&mut self, reason: Reason) -> Result<Value, Error> {
-        let mut closed = json!({"reason": reason.word(), "vmm": "none"});
+        let mut closed = json!({"reason": reason.word()});
+        if let (Value::Object(closed), Value::Object(parted)) = (&mut closed, self.parted()?) {
+            closed.extend(parted);
+        }
+        Ok(closed)
+    }
+
+    /// What became of the VMM that is there, if one is.
+    fn parted(&mut self) -> Result<Value, Error> {
+        let mut closed = json!({"vmm": "none"});
         if let Some(Value::Object(peer)) = self.owed().map(|peer| peer_fields(&peer)) {
             // Also one that was still introducing itself.
             closed["vmm"] = "abandoned".into();

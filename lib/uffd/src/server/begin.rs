@@ -21,7 +21,7 @@ use crate::{Engine, Error, Region, trace};
 
 /// Takes over what is given, opens the rest, and says so.
 pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
-    let Orders { config, name, restarts, given } = orders;
+    let Orders { config, name, restarts, came, given } = orders;
     let Given { channel, control, socket, vms } = given;
     let guardian = Teller::new(channel).map_err(|error| {
         eprintln!("{} wrenn-uffd: no channel to the guardian: {error}", wire::timestamp());
@@ -57,6 +57,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
             name,
             me,
             restarts,
+            came,
             image,
             trace,
             listener,

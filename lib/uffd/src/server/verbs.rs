@@ -19,13 +19,6 @@ const CONNECTIONS: usize = 8;
 impl Server {
     /// Answers the verbs that ask.
     pub(super) fn verbs(&mut self) -> Result<Option<Reason>, Error> {
-        // A VMM that has connected before somebody asked counts.
-        if matches!(self.vmm, Vmm::Awaited) {
-            self.accept()?;
-        }
-        if let Some(reason) = self.greet()? {
-            return Ok(Some(reason));
-        }
         while let Some(stream) = self.control.accept()? {
             if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
                 if self.connections.len() == CONNECTIONS {
