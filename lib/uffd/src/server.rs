@@ -149,14 +149,14 @@ impl Server {
             // A VMM that has connected, and said who it is, before somebody asked counts.
             (ready.vmm, rounds) = (true, 2);
         }
-        let is_last = self.orphaned || self.listener.is_none();
+        // The only one counts also when it is gone before it is served. Who serves a single VMM fails with it.
+        let is_last = self.orphaned || self.listener.is_none() || self.config.clients == 1;
         for _ in 0..rounds {
             match self.attend(&ready) {
                 Ok(false) => {}
                 Ok(true) if is_last => return Ok(Some(Reason::VmmGone)),
                 Ok(true) => self.left(None)?,
-                // Who serves a single VMM fails with it.
-                Err(error) if is_last || self.config.clients == 1 => return Err(error),
+                Err(error) if is_last => return Err(error),
                 Err(error) => self.left(Some(error))?,
             }
         }
