@@ -207,9 +207,11 @@ impl WorkingSet {
         self.ranges
             .sort_by_key(|seen| (8 - seen.by.count_ones(), seen.by.trailing_zeros(), seen.range.start));
         let mut total = 0;
+        // One that is too large leaves its room to others.
         self.ranges.retain(|seen| {
-            total += weight(seen);
-            total <= most
+            let fits = total + weight(seen) <= most;
+            total += if fits { weight(seen) } else { 0 };
+            fits
         });
         self.ranges.sort_by_key(|seen| seen.range.start);
     }

@@ -41,7 +41,9 @@ impl Checking {
                 Checked::Wrong(_) => return Err(at),
                 Checked::Good(run) | Checked::Unknown(run) => {
                     let blocks = run.start.div_ceil(self.block_size)..run.end / self.block_size;
-                    self.passed[blocks.start as usize..blocks.end as usize].fill(true);
+                    if blocks.start < blocks.end {
+                        self.passed[blocks.start as usize..blocks.end as usize].fill(true);
+                    }
                     at = run.end.max((block + 1) * self.block_size);
                 }
             }

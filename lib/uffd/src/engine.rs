@@ -257,6 +257,8 @@ impl Engine {
                 return Err(Error::Event { what: format!("faulted at {address:#x}, outside every region") });
             };
             let came = match self.areas[index].settled.has(page) {
+                // One more who waits for what nobody can give.
+                _ if self.areas[index].poisoned.has(page) => self.poison_again(index, page),
                 true => self.refill(index, page),
                 false => self.fetch(index, page),
             };

@@ -241,6 +241,9 @@ impl Guardian {
         } else {
             self.in_vain += 1;
         }
+        // Where others may come, one that is gone is no reason to end.
+        let others_may_come = self.config.clients != 1 && self.socket.is_some();
+        self.vms.retain(|vm| !others_may_come || vm.peer.is_alive());
         // Without a VM there is nothing to lose yet but who waits to connect.
         let lost = self.vms.iter().any(|vm| !vm.peer.is_alive()) || self.greeting.is_some();
         if !self.listens || self.told.is_some() || lost || self.in_vain > IN_VAIN {
@@ -269,7 +272,7 @@ impl Guardian {
 
     fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
-        let unheard = self.socket.take().map_or(Vec::new(), |listener| unheard(&listener));
+        let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
         (self.control, self.done) = (None, true);
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();
@@ -346,19 +349,6 @@ fn start(
         Ok(Server { child, process, channel, started: Instant::now(), filled: filled(vms) })
     };
     again().map_err(failed)
-}
-
-/// The VMMs that have handed themselves over to a service which ends before it has heard of it.
-fn unheard(listener: &Listener) -> Vec<Process> {
-    let waiting = std::iter::from_fn(|| Some(listener.socket.accept().ok()?.0));
-    let peers = waiting.filter_map(|stream| {
-        stream.set_nonblocking(true).ok()?;
-        let peer = sys::fdpass::peer(&stream).ok().filter(|peer| socket::is_trusted(*peer))?;
-        let said = sys::fdpass::receive(&stream, &mut [0; 1]).ok()?;
-        // Who leaves without a word is no VMM.
-        if said.bytes == 0 { None } else { Process::of_pid(peer.pid).ok() }
-    });
-    peers.collect()
 }
 
 /// How many pages have been filled.

@@ -80,6 +80,9 @@ pub(crate) fn run(orders: Orders) -> ExitCode {
         Ok(mut server) => {
             let status = server.run();
             if server.orphaned {
+                // There is nobody else to look after them.
+                let unheard = server.listener.iter().flat_map(|listener| socket::unheard(&listener.socket));
+                unheard.for_each(|vmm| drop(vmm.end(Duration::ZERO)));
                 drop(server);
                 socket::clear_up(&paths);
             }
@@ -149,10 +152,11 @@ impl Server {
             // A VMM that has connected, and said who it is, before somebody asked counts.
             (ready.vmm, rounds) = (true, 2);
         }
-        // The only one counts also when it is gone before it is served. Who serves a single VMM fails with it.
-        let is_last = self.orphaned || self.listener.is_none() || self.config.clients == 1;
         for _ in 0..rounds {
-            match self.attend(&ready) {
+            let attended = self.attend(&ready);
+            // The only one counts also when it is gone before it is served. Who serves a single VMM fails with it.
+            let is_last = self.orphaned || self.listener.is_none() || self.config.clients == 1;
+            match attended {
                 Ok(false) => {}
                 Ok(true) if is_last => return Ok(Some(Reason::VmmGone)),
                 Ok(true) => self.left(None)?,

@@ -123,7 +123,10 @@ impl Service {
             served = self.linger(served)?;
         }
         events.extend(self.engine.poisoned().iter().map(|page| ("poisoned", page.to_json())));
-        if self.stopped(served) || exited {
+        if !asked && !self.loading {
+            self.pause = None;
+        }
+        if asked && self.stopped(served) || exited {
             self.over |= exited;
             return Ok(events);
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sys::listener::LONGEST_PATH;
+use sys::process::Process;
 
 use crate::Error;
 use crate::config::Paths;
@@ -66,6 +67,21 @@ fn taken<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error 
         io::ErrorKind::AlreadyExists => Error::NotASocket { path: path.to_owned() },
         _ => Error::io(what, path)(error),
     }
+}
+
+/// The VMMs that have handed themselves over to a service which ends before it has heard of it: those that have sent a
+/// descriptor.
+pub(crate) fn unheard(listener: &UnixListener) -> Vec<Process> {
+    let waiting = std::iter::from_fn(|| Some(listener.accept().ok()?.0));
+    let peers = waiting.filter_map(|stream| {
+        stream.set_nonblocking(true).ok()?;
+        let peer = sys::fdpass::peer(&stream).ok().filter(|peer| is_trusted(*peer))?;
+        let mut buffer = [0; 4096];
+        let said = || sys::fdpass::receive(&stream, &mut buffer).ok().filter(|said| said.bytes > 0);
+        let handed_over = std::iter::from_fn(said).any(|said| !said.fds.is_empty());
+        handed_over.then(|| Process::of_pid(peer.pid).ok()).flatten()
+    });
+    peers.collect()
 }
 
 /// Whether there is a socket. Something else in its place is an error.

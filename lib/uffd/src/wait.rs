@@ -47,7 +47,7 @@ impl Waiter {
     }
 
     pub fn add(&self, fd: impl AsFd, what: Rare) -> io::Result<()> {
-        // The write end of the guardian's pipe is ready for an error alone: that nobody reads it any more.
+        // The write end of the guardian's channel is ready for an error alone: that nobody reads it any more.
         let flags = if what == Rare::Orphaned { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
         Ok(self.0.add(fd, EpollEvent::new(flags, what as u64))?)
     }

@@ -6,6 +6,7 @@ use std::thread;
 
 use common::{
     HUGE, PAGE, answer, await_event, content, image, load_all, page, serve_while, served, userfaultfd,
+    write_image,
 };
 use sys::uffd::Memory;
 use uffd::{Engine, Error, Prefetch, Region, Step};
@@ -473,4 +474,46 @@ impl Drop for HugePages {
     fn drop(&mut self) {
         let _ = std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), &self.before);
     }
+}
+
+#[test]
+fn a_page_that_is_lost_is_lost_for_all_who_wait_for_it_and_never_zeros() {
+    let Some(uffd) = userfaultfd() else { return };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    write_image(file.as_file(), 16);
+    let image = snap::Image::open_raw(file.path()).unwrap();
+    file.as_file().set_len(8 * PAGE as u64).unwrap();
+    let memory = Memory::map_shared(16 * PAGE).unwrap();
+    uffd.register(&memory, 0, memory.len()).unwrap();
+    let region =
+        Region { address: memory.address(), size: memory.len() as u64, offset: 0, page_size: PAGE as u64 };
+    let mut engine = Engine::new(uffd, image, vec![region]).unwrap();
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| memory.write_out(11 * PAGE, PAGE, std::io::pipe().unwrap().1)))
+            .collect();
+        // Both wait before either is answered.
+        while engine.uffd().waiting().unwrap().faults < 2 {
+            thread::yield_now();
+        }
+        engine.drain().unwrap();
+        match engine.serve() {
+            Err(Error::ImageLost { .. }) => {
+                // The VMM would be stopped now: let them go.
+                wrenn_tests::skip::here("this kernel cannot poison pages");
+                engine.uffd().unregister(memory.address(), memory.len() as u64).unwrap();
+            }
+            served => {
+                served.unwrap();
+                let errors = readers.into_iter().map(|reader| reader.join().unwrap().unwrap_err());
+                assert!(
+                    errors
+                        .map(|error| error.raw_os_error())
+                        .all(|errno| errno == Some(nix::errno::Errno::EFAULT as i32))
+                );
+                assert_eq!((engine.poisoned_pages(), engine.removed_pages()), (1, 0));
+                assert_eq!(engine.missing(), 16 * PAGE as u64);
+            }
+        }
+    });
 }

@@ -31,11 +31,22 @@ impl Memory {
     /// # Errors
     /// What `mmap(2)` said: `ENOMEM` when there are no such huge pages.
     pub fn map(length: usize, huge: bool) -> io::Result<Self> {
-        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        if huge {
-            flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB;
+        match huge {
+            true => Self::of(length, MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB),
+            false => Self::of(length, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE),
         }
+    }
+
+    /// Maps `length` bytes, a multiple of the page size, of shared memory, as a VMM has it whose memory others map, too.
+    ///
+    /// # Errors
+    /// What `mmap(2)` said.
+    pub fn map_shared(length: usize) -> io::Result<Self> {
+        Self::of(length, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)
+    }
+
+    fn of(length: usize, flags: MapFlags) -> io::Result<Self> {
+        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping where the kernel likes: it replaces nothing.
         let start =
             unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;

@@ -46,6 +46,9 @@ pub(crate) fn used(processes: &[Process]) -> Duration {
     Duration::from_millis(processes.iter().map(ticks).sum::<u64>() * 10)
 }
 
+/// How long processes may take to stand still before they are let go on for another try.
+const A_WHILE: Duration = Duration::from_millis(200);
+
 /// Processes that stand still until this goes.
 #[derive(Debug)]
 pub(crate) struct Held(Vec<Process>);
@@ -56,19 +59,25 @@ impl Held {
     /// # Errors
     /// `TimedOut` when one does not stand still; what the kernel said.
     pub fn stop(roots: &[i32], limit: Duration) -> io::Result<Self> {
-        let held = Self(tree(roots));
         let deadline = Instant::now() + limit;
-        for process in &held.0 {
-            process.signal(Signal::SIGSTOP)?;
-        }
-        // A thread stops when it next looks, and nobody is told but the parent.
-        while !held.0.iter().all(is_still) {
+        loop {
+            let held = Self(tree(roots));
+            for process in &held.0 {
+                process.signal(Signal::SIGSTOP)?;
+            }
+            // A thread stops when it next looks, and nobody is told but the parent. One that waits for its child to become a
+            // program (vfork) does not look before that: then both must go on first.
+            let patience = deadline.min(Instant::now() + A_WHILE);
+            while !held.0.iter().all(is_still) && Instant::now() < patience {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            if held.0.iter().all(is_still) && tree(roots).len() == held.0.len() {
+                return Ok(held);
+            }
             if Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            std::thread::sleep(Duration::from_micros(100));
         }
-        Ok(held)
     }
 }
 

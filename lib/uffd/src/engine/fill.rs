@@ -17,11 +17,16 @@ impl Engine {
     /// Fills a page with what the image has there, and those that follow in the same extent when somebody reads them in
     /// order: up to the next one that is settled, and none while pages are noted, as each must be asked for.
     pub(super) fn fetch(&mut self, index: usize, page: u64) -> Result<Came, Error> {
-        let area = &self.areas[index];
-        if let Some(recorder) = &mut self.recorder {
-            recorder.note(area.offset_of(page), area.region.page_size);
-            return self.fill(index, page..page + 1, Limit { data: 0, zeros: 0 });
+        if self.recorder.is_some() {
+            let came = self.fill(index, page..page + 1, Limit { data: 0, zeros: 0 })?;
+            let area = &self.areas[index];
+            // Once it is there: until then it may be asked for again and again.
+            if let Some(recorder) = self.recorder.as_mut().filter(|_| came.kind != Kind::Exists) {
+                recorder.note(area.offset_of(page), area.region.page_size);
+            }
+            return Ok(came);
         }
+        let area = &self.areas[index];
         let most = page + self.around.pages(index, page);
         let pages = area.unsettled(page..most.min(area.region.pages())).unwrap_or(page..page + 1);
         let came = match self.fill(index, pages.clone(), Limit { data: AROUND, zeros: AROUND }) {
@@ -157,6 +162,21 @@ impl Engine {
         let unreadable = chunks.find(|(_, chunk)| sys::mapping::copy(chunk, &mut [0; SMALLEST]).is_err());
         let offset = unreadable.map_or(offset, |(offset, _)| offset);
         Some(LostPage { offset, place: self.image.place_of(offset)? })
+    }
+
+    /// Lets one more who waits for a poisoned page have SIGBUS.
+    pub(super) fn poison_again(&mut self, index: usize, page: u64) -> Result<Came, Error> {
+        let area = &self.areas[index];
+        let (address, page_size) = (area.address_of(page), area.region.page_size);
+        let failed = |source| Error::Fill { offset: area.offset_of(page), source };
+        match self.uffd.poison(address, page_size) {
+            Filled::Exists => self.uffd.wake(address, page_size).map_err(failed)?,
+            Filled::Bytes(_) | Filled::Unmapped => {}
+            Filled::Again => return Ok(Came::nowhere(Step::Again)),
+            Filled::Gone => return Ok(Came::nowhere(Step::Gone)),
+            Filled::Failed(source) => return Err(failed(source)),
+        }
+        Ok(Came { step: Step::More, kind: Kind::Exists, pages: 1 })
     }
 
     /// Lets who asks for this page have SIGBUS rather than wait for ever or read what it never held. Where the kernel cannot

@@ -32,7 +32,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
         let vm = vms.into_iter().next().map(Taken::of).transpose()?;
         let image = Arc::new(open(&config, vm.as_ref())?);
         // That of a VM that is served already ends with the server before this one.
-        let trace = config.trace.as_deref().filter(|_| vm.is_none());
+        let trace = config.trace.as_deref().filter(|_| vm.is_none() && came == 0);
         let trace = trace.map(trace::Writer::create).transpose()?;
         let control = Listener::inherited(control, &config.paths.control);
         let listener = socket.map(|socket| Listener::inherited(socket, &config.paths.socket));

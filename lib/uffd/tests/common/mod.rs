@@ -29,7 +29,7 @@ pub fn image(pages: usize) -> snap::Image {
     snap::Image::open_raw(file.path()).unwrap()
 }
 
-fn write_image(mut file: &File, pages: usize) {
+pub fn write_image(mut file: &File, pages: usize) {
     file.set_len((pages * PAGE) as u64).unwrap();
     for page in (0..pages).filter(|page| !page.is_multiple_of(5)) {
         file.seek(SeekFrom::Start((page * PAGE) as u64)).unwrap();
