@@ -86,9 +86,9 @@ fn a_vmm_joins_the_network_namespace_of_its_slot() {
     request["net"] = json!({"netns": name, "tap": "tap0", "guest_ip": "169.254.0.21", "tap_ip": "169.254.0.22",
                             "guest_mac": "02:fc:00:00:00:05"});
     let output = bench.with("boot", &request);
-    let seen = bench.json("seen.json");
     Command::new("ip").args(["netns", "delete", &name]).status().unwrap();
     output.success();
+    let seen = bench.json("seen.json");
     assert_eq!(seen["net"], format!("net:[{inode}]"));
     let requests = bench.requests();
     let interface = requests.iter().find(|request| request[1] == "/network-interfaces/eth0").unwrap();
