@@ -9,8 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use snap::Removed;
-use snap::pack::{Kind, Mode, Pack, pack};
+use snap::pack::{Kind, Pack, pack};
 use snap::unpack::unpack;
 use wire::Undo;
 
@@ -161,18 +160,7 @@ impl Guest {
 }
 
 fn pack_on(raw: &Path, dir: &Path, parent: Option<PathBuf>) {
-    let request = Pack {
-        raw: raw.to_owned().into(),
-        dir: dir.to_owned(),
-        kind: Kind::Full,
-        parent,
-        removed: Removed::new(),
-        size: None,
-        block_size: None,
-        mode: Mode::Auto,
-        build: None,
-        checksums: true,
-    };
+    let request = Pack { parent, ..Pack::new(raw.to_owned(), dir.to_owned(), Kind::Full) };
     let mut undo = Undo::default();
     pack(&request, &mut undo).expect("packed");
     undo.commit();

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use snap::header::{Header, Record};
 use snap::pack::{Kind, Mode, Pack, pack};
-use snap::{Checked, Content, Image, Removed};
+use snap::{Checked, Content, Image};
 use uuid::Uuid;
 
 const EXTENTS: u64 = 100_000;
@@ -65,18 +65,7 @@ fn check(criterion: &mut Criterion) {
     let raw = home.path().join("raw");
     fs::write(&raw, vec![7; RUN * RUNS]).unwrap();
     let dir = home.path().join("packed");
-    let request = Pack {
-        raw: raw.into(),
-        dir: dir.clone(),
-        kind: Kind::Full,
-        parent: None,
-        removed: Removed::new(),
-        size: None,
-        block_size: None,
-        mode: Mode::Inplace,
-        build: None,
-        checksums: true,
-    };
+    let request = Pack { mode: Mode::Inplace, ..Pack::new(raw, &dir, Kind::Full) };
     let mut undo = wire::Undo::default();
     pack(&request, &mut undo).unwrap();
     undo.commit();

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use snap::pack::{Kind, Mode, Pack, pack};
-use snap::{Image, Raw, Removed};
+use snap::{Image, Raw};
 use wire::Undo;
 
 const BLOCK: usize = 4096;
@@ -125,18 +125,7 @@ impl Bench {
     }
 
     fn pack(&self, raw: Raw, kind: Kind, mode: Mode, parent: Option<PathBuf>, dir: &str) {
-        let request = Pack {
-            raw,
-            dir: self.path(dir),
-            kind,
-            parent,
-            removed: Removed::new(),
-            size: None,
-            block_size: None,
-            mode,
-            build: None,
-            checksums: true,
-        };
+        let request = Pack { parent, mode, ..Pack::new(raw, self.path(dir), kind) };
         let mut undo = Undo::default();
         pack(&request, &mut undo).expect("packed");
         undo.commit();

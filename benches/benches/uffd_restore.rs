@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use snap::pack::{Kind, Mode, Pack, pack};
-use snap::{Raw, Removed};
 use wrenn_benches::handlers::{Handler, Least};
 use wrenn_benches::vmm::{Seen, Work, content, measure};
 use wrenn_benches::{MEMORY, role};
@@ -74,18 +73,7 @@ impl Bench {
         for at in (0..MEMORY).step_by(block.len()) {
             file.write_all_at(&block, at as u64).expect("written");
         }
-        let request = Pack {
-            raw: Raw::File(raw),
-            dir: dir.clone(),
-            kind: Kind::Full,
-            parent: None,
-            removed: Removed::new(),
-            size: None,
-            block_size: None,
-            mode: Mode::Inplace,
-            build: None,
-            checksums: false,
-        };
+        let request = Pack { mode: Mode::Inplace, checksums: false, ..Pack::new(raw, &dir, Kind::Full) };
         let mut undo = wire::Undo::default();
         let packed = pack(&request, &mut undo).expect("packed");
         undo.commit();

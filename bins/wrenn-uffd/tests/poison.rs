@@ -9,6 +9,7 @@ use std::path::Path;
 
 use common::{Bench, Foreground, PAGE, Vmm, await_end, content, server_of, service_of, snapshot};
 use nix::sys::signal::Signal;
+use snap::pack::{Kind, Mode, Pack, pack};
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -72,20 +73,9 @@ fn what_differs_from_its_checksum_is_poisoned_where_that_is_asked_for() {
     let bench = Bench::new(1);
     let (raw, dir) = (bench.path("memory"), bench.path("snap"));
     fs::write(&raw, (0..640).flat_map(content).collect::<Vec<_>>()).unwrap();
-    let request = snap::pack::Pack {
-        raw: raw.into(),
-        dir: dir.clone(),
-        kind: snap::pack::Kind::Full,
-        parent: None,
-        removed: snap::Removed::new(),
-        size: None,
-        block_size: None,
-        mode: snap::pack::Mode::Inplace,
-        build: None,
-        checksums: true,
-    };
+    let request = Pack { mode: Mode::Inplace, ..Pack::new(raw, &dir, Kind::Full) };
     let mut undo = wire::Undo::default();
-    let build = snap::pack::pack(&request, &mut undo).unwrap().header.build;
+    let build = pack(&request, &mut undo).unwrap().header.build;
     undo.commit();
     // Pages 71 to 74 lie between zeros: they have one checksum.
     let diff = File::options().write(true).open(dir.join(format!("memfile.{build}"))).unwrap();

@@ -170,12 +170,7 @@ pub(crate) fn answer(call: &mut Call, dir: &Path, header: &Header, blocks: Block
     call.answer("block_size", header.block_size);
     call.answer("blocks", blocks.to_json());
     call.answer("diff", json!({"path": text(&diff), "bytes": blocks.stored * header.block_size}));
-    call.answer("elapsed_ms", elapsed_ms(started));
-}
-
-/// Milliseconds since then, to the microsecond.
-pub(crate) fn elapsed_ms(started: Instant) -> f64 {
-    started.elapsed().as_micros() as f64 / 1000.0
+    call.answer("elapsed_ms", wire::ms(started.elapsed()));
 }
 
 /// A path as JSON has it.
@@ -191,6 +186,22 @@ fn forget_raw(call: &mut Call) {
 }
 
 impl Pack {
+    /// All of it with the defaults of the verb.
+    pub fn new(raw: impl Into<Raw>, dir: impl Into<PathBuf>, kind: Kind) -> Self {
+        Self {
+            raw: raw.into(),
+            dir: dir.into(),
+            kind,
+            parent: None,
+            removed: Removed::new(),
+            size: None,
+            block_size: None,
+            mode: Mode::Auto,
+            build: None,
+            checksums: true,
+        }
+    }
+
     fn read(call: &Call) -> Result<Self, wire::Error> {
         let fields = call.fields();
         let kind = fields.need("kind")?;
@@ -198,17 +209,16 @@ impl Pack {
             Kind::Full => Removed::new(),
             Kind::Diff => read_removed(call)?,
         };
+        let pack = Self::new(read_raw(call)?, fields.need::<PathBuf>("dir")?, kind);
         Ok(Self {
-            raw: read_raw(call)?,
-            dir: fields.need("dir")?,
-            kind,
             parent: fields.find("parent")?,
             removed,
             size: fields.find("size")?,
             block_size: fields.find("block_size")?,
-            mode: fields.find("mode")?.unwrap_or(Mode::Auto),
+            mode: fields.find("mode")?.unwrap_or(pack.mode),
             build: fields.find::<BuildId>("build")?.map(|build| build.0),
-            checksums: fields.find("checksums")?.unwrap_or(true),
+            checksums: fields.find("checksums")?.unwrap_or(pack.checksums),
+            ..pack
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::header::Header;
-use crate::{Error, directory, pack, place, store};
+use crate::{Error, directory, place, store};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -35,7 +35,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
     call.answer("size", header.size);
     call.answer("build", header.build.to_string());
     call.answer("generation", header.generation);
-    call.answer("elapsed_ms", pack::elapsed_ms(started));
+    call.answer("elapsed_ms", wire::ms(started.elapsed()));
     Ok(Reply::Document)
 }
 

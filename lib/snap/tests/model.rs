@@ -110,16 +110,10 @@ impl Chain {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let dir = self.next_dir();
         let request = Pack {
-            raw: Raw::Pipe(reader.into()),
-            dir: dir.clone(),
-            kind: Kind::Full,
             parent,
-            removed: Removed::new(),
             size: Some(self.memory.len() as u64),
             block_size: Some(self.block_size),
-            mode: Mode::Auto,
-            build: None,
-            checksums: true,
+            ..Pack::new(Raw::Pipe(reader.into()), dir.clone(), Kind::Full)
         };
         let memory = &self.memory;
         std::thread::scope(|scope| {
@@ -148,16 +142,12 @@ impl Chain {
     ) -> Packed {
         let dir = self.next_dir();
         let request = Pack {
-            raw: raw.clone().into(),
-            dir: dir.clone(),
-            kind,
             parent: parent.clone(),
             removed,
-            size: None,
             block_size: Some(self.block_size),
             mode,
-            build: None,
             checksums: self.taken.is_multiple_of(2),
+            ..Pack::new(raw.clone(), dir.clone(), kind)
         };
         let generation = parent
             .as_deref()
@@ -248,18 +238,8 @@ impl Chain {
                 self.write(writes);
                 let other = std::mem::replace(&mut self.memory, memory);
                 fs::write(&raw, &other).unwrap();
-                let request = Pack {
-                    raw: raw.into(),
-                    dir: parent.clone(),
-                    kind: Kind::Full,
-                    parent: None,
-                    removed: Removed::new(),
-                    size: None,
-                    block_size: Some(self.block_size),
-                    mode: Mode::Auto,
-                    build: None,
-                    checksums: true,
-                };
+                let request =
+                    Pack { block_size: Some(self.block_size), ..Pack::new(raw, parent.clone(), Kind::Full) };
                 let mut undo = Undo::default();
                 pack(&request, &mut undo).unwrap();
                 undo.commit();

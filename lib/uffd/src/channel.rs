@@ -21,6 +21,14 @@ pub(crate) struct Event {
     pub fds: Vec<OwnedFd>,
 }
 
+/// The fields of a JSON object; of anything else none.
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
 /// A new one: the guardian's end, and the server's.
 pub(crate) fn pair() -> io::Result<(Heard, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -80,10 +88,8 @@ impl Teller {
 
     /// One event, with copies of descriptors.
     pub fn hand_over(&self, event: &str, fields: Value, fds: &[BorrowedFd]) -> io::Result<()> {
-        let mut line = json!({ "event": event });
-        if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
-            line.extend(fields);
-        }
-        fdpass::send(&self.0, line.to_string().as_bytes(), fds).map(drop)
+        let mut line = object(json!({ "event": event }));
+        line.extend(object(fields));
+        fdpass::send(&self.0, Value::Object(line).to_string().as_bytes(), fds).map(drop)
     }
 }

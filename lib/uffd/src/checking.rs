@@ -16,13 +16,9 @@ pub(crate) struct Checking {
 impl Checking {
     /// For an image that has its checksums with it; `None` for another.
     pub fn of(image: &Image) -> Option<Self> {
-        let blocks = image.size() / image.block_size();
-        let checking = Self {
-            passed: vec![false; blocks as usize],
-            block_size: image.block_size(),
-            scratch: Vec::new(),
-        };
-        image.is_checked().then_some(checking)
+        let (block_size, scratch) = (image.block_size(), Vec::new());
+        let passed = || vec![false; (image.size() / block_size) as usize];
+        image.is_checked().then(|| Self { passed: passed(), block_size, scratch })
     }
 
     /// Looks at these bytes of memory, and at all that has a checksum together with them.

@@ -258,7 +258,7 @@ impl Engine {
             };
             let came = match self.areas[index].settled.has(page) {
                 // One more who waits for what nobody can give.
-                _ if self.areas[index].poisoned.has(page) => self.poison_again(index, page),
+                true if self.areas[index].poisoned.has(page) => self.poison_again(index, page),
                 true => self.refill(index, page),
                 false => self.fetch(index, page),
             };

@@ -18,10 +18,10 @@ use sys::listener::Listener;
 use sys::process::{Process, any_readable, readable};
 
 use crate::Error;
-use crate::channel::{self, Event, Heard};
+use crate::channel::{self, Event, Heard, object};
 use crate::config::Config;
 use crate::control::refusal;
-use crate::orders::{Given, Handed, Orders};
+use crate::orders::{Given, Handed, Orders, process_json};
 use crate::role::{SERVER, program};
 use crate::socket;
 use crate::state::{Counter, State};
@@ -117,8 +117,29 @@ impl Guardian {
         })
     }
 
+    /// Follows the service to its end. `each` hears of all that happens; an error of its own ends the service, too.
+    pub fn follow<E>(mut self, mut each: impl FnMut(&mut Self, Event) -> Result<(), E>) -> Result<Ending, E> {
+        let mut failed = None;
+        loop {
+            match self.next() {
+                Ok(Some(event)) => {
+                    if event.name == "failed" {
+                        failed = Some(refusal(event.fields.get("error").unwrap_or(&Value::Null)));
+                    }
+                    each(&mut self, event)?;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Some(error.into());
+                    break;
+                }
+            }
+        }
+        Ok(self.finish(failed))
+    }
+
     /// The next event; `None` when the service has ended. A signal to this process is passed on to the server, once.
-    pub fn next(&mut self) -> Result<Option<Event>, Error> {
+    fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
             self.wait()?;
             match self.server.channel.next()? {
@@ -167,19 +188,17 @@ impl Guardian {
         match name.as_str() {
             "listening" => {
                 self.listens = true;
-                let Process { pid, start_time, boot_id } = &self.name;
-                let own = json!({"socket": self.config.paths.socket, "control": self.config.paths.control,
-                                 "pid": pid, "start_time": start_time, "boot_id": boot_id});
-                let own = own.as_object().cloned().unwrap_or_default();
+                let mut own = object(json!({"socket": self.config.paths.socket,
+                                            "control": self.config.paths.control}));
+                own.extend(object(process_json(&self.name)));
                 fields = own.into_iter().chain(fields).collect();
             }
             "ready" => {
                 let Some((reason, since)) = self.restarting.take() else { return Ok(None) };
-                let ms = since.elapsed().as_micros() as f64 / 1000.0;
+                let ms = wire::ms(since.elapsed());
                 let fields = json!({"reason": reason, "ms": ms, "restarts": self.restarts,
                                     "server_pid": self.server.process.pid});
-                let fields = fields.as_object().cloned().unwrap_or_default();
-                return Ok(Some(Event { name: "restarted".into(), fields, fds }));
+                return Ok(Some(Event { name: "restarted".into(), fields: object(fields), fds }));
             }
             "greeting" => {
                 self.greeting = peer(&fields);
@@ -266,10 +285,6 @@ impl Guardian {
     }
 
     /// Waits for the server's end, and stops a VMM that it left behind. `failed` is what is known to have gone wrong.
-    pub fn conclude(mut self, failed: Option<wire::Error>) -> Ending {
-        self.finish(failed)
-    }
-
     fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
@@ -365,11 +380,6 @@ fn how(child: &mut Child) -> String {
         },
         Err(error) => error.to_string(),
     }
-}
-
-/// The error of a `failed` event.
-pub(crate) fn failure(fields: &Map<String, Value>) -> wire::Error {
-    refusal(fields.get("error").unwrap_or(&Value::Null))
 }
 
 fn peer(fields: &Map<String, Value>) -> Option<Process> {

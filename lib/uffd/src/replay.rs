@@ -48,6 +48,6 @@ impl Replay {
 
     pub fn fields(&self) -> Value {
         json!({"runs": self.runs, "bytes": self.set.bytes(), "loaded_bytes": self.loaded, "late": self.late,
-               "missed": self.missed, "ms": self.took.map(|took| took.as_micros() as f64 / 1e3)})
+               "missed": self.missed, "ms": self.took.map(wire::ms)})
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use wire::{Call, Error, Field, Reply, Type, Verb};
+use wire::{Call, Error, Field, Reply, Type, Verb, ms};
 
 use crate::histogram::Latencies;
 use crate::trace::{HEADER, Kind, MOST, RECORD, Record, Trace};
@@ -103,11 +103,6 @@ fn loaded<'a>(records: impl Iterator<Item = &'a Record>) -> Value {
     json!({"count": records.len(), "bytes": records.iter().map(|record| record.length).sum::<u64>(),
            "first_ms": records.iter().map(|record| record.at).min().map(ms),
            "last_ms": records.iter().map(|record| record.at + record.latency).max().map(ms)})
-}
-
-/// Milliseconds, to the microsecond.
-pub(crate) fn ms(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1e3
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use wire::{Call, Error, Reply, json};
+use wire::{Call, Error, Reply};
 
 use crate::Error as Failure;
 use crate::config::Paths;
@@ -34,6 +34,6 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
         done => done?,
     }?;
     call.answer("stats", answer["stats"].clone());
-    call.answer("restart_ms", json!(began.elapsed().as_micros() as f64 / 1000.0));
+    call.answer("restart_ms", wire::ms(began.elapsed()));
     Ok(Reply::Document)
 }

@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use sys::process::Process;
 use wire::{Call, Error, Reply};
 
 use crate::Error as Failure;
+use crate::channel::object;
 use crate::config::Config;
 use crate::control::refusal;
-use crate::guardian::{Guardian, failure};
+use crate::guardian::Guardian;
+use crate::orders::{process_json, process_of};
 use crate::role::{GUARDIAN, program};
 use crate::stop;
 
@@ -49,24 +50,16 @@ fn make_directory(call: &mut Call, config: &Config) -> Result<(), Error> {
 
 /// Serves until the VMM is gone, and prints what happens. This process is the guardian.
 fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
-    let mut guardian = Guardian::start(config)?;
-    let mut failed = None;
     let mut closed = None;
-    loop {
-        match guardian.next() {
-            Ok(Some(event)) => match event.name.as_str() {
-                "failed" => failed = Some(failure(&event.fields)),
-                "closed" => closed = Some(event.fields),
-                name => call.emit(name, Value::Object(event.fields))?,
-            },
-            Ok(None) => break,
-            Err(error) => {
-                failed = Some(error.into());
-                break;
-            }
+    let ending = Guardian::start(config)?.follow(|_, event| {
+        match event.name.as_str() {
+            // The reply says it.
+            "failed" => {}
+            "closed" => closed = Some(event.fields),
+            name => call.emit(name, Value::Object(event.fields))?,
         }
-    }
-    let ending = guardian.conclude(failed);
+        Ok::<_, Error>(())
+    })?;
     if let Some(error) = ending.error {
         return Err(error);
     }
@@ -116,19 +109,14 @@ fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
             None => Failure::Died { how: "before it listened".into() }.into(),
         });
     }
-    let server = Process {
-        pid: event["pid"].as_i64().unwrap_or_default() as i32,
-        start_time: event["start_time"].as_u64().unwrap_or_default(),
-        boot_id: event["boot_id"].as_str().unwrap_or_default().to_owned(),
-    };
+    let strange = || Failure::Protocol { what: line.trim().to_owned() };
+    let server = process_of(&event).ok_or_else(strange)?;
     let (paths, process) = (config.paths.clone(), server.clone());
     call.undo.push("the page server", move || stop::end(&paths, Some(&process), true));
-    let section = json!({"pid": server.pid, "start_time": server.start_time, "boot_id": server.boot_id,
-                         "socket": config.paths.socket, "control": config.paths.control,
-                         "removed": config.paths.removed});
-    if let Value::Object(section) = section {
-        section.into_iter().for_each(|(name, value)| call.document.set(&format!("uffd.{name}"), value));
-    }
+    let mut section = object(process_json(&server));
+    section.extend(object(json!({"socket": config.paths.socket, "control": config.paths.control,
+                                 "removed": config.paths.removed})));
+    section.into_iter().for_each(|(name, value)| call.document.set(&format!("uffd.{name}"), value));
     wire::check_interrupt()?;
     Ok(Reply::Document)
 }

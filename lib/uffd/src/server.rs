@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use snap::Image;
 use sys::process::Process;
 
-use crate::channel::Teller;
+use crate::channel::{Teller, object};
 use crate::config::Config;
 use crate::control::Connection;
 use crate::handshake::{Greeting, Handshake};
@@ -290,34 +290,27 @@ impl Server {
 
     /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
     fn close(&mut self, reason: Reason) -> Result<Value, Error> {
-        let mut closed = json!({"reason": reason.word()});
-        if let (Value::Object(closed), Value::Object(parted)) = (&mut closed, self.parted()?) {
-            closed.extend(parted);
-        }
-        Ok(closed)
+        let mut closed = object(json!({"reason": reason.word()}));
+        closed.extend(object(self.parted()?));
+        Ok(Value::Object(closed))
     }
 
     /// What became of the VMM that is there, if one is.
     fn parted(&mut self) -> Result<Value, Error> {
-        let mut closed = json!({"vmm": "none"});
-        if let Some(Value::Object(peer)) = self.owed().map(|peer| peer_fields(&peer)) {
+        let mut closed = object(json!({"vmm": "none"}));
+        if let Some(peer) = self.owed() {
             // Also one that was still introducing itself.
-            closed["vmm"] = "abandoned".into();
-            peer.into_iter().for_each(|(name, value)| closed[name] = value);
+            closed.insert("vmm".into(), "abandoned".into());
+            closed.extend(object(peer_fields(&peer)));
         }
         if let Vmm::Served(service) = &mut self.vmm {
             if let Some((event, fields)) = service.end_recording() {
                 self.guardian.tell(event, fields);
             }
-            closed["vmm"] = service.leave()?.into();
-            if let Value::Object(stats) = service.stats() {
-                stats
-                    .into_iter()
-                    .filter(|(name, _)| name != "state")
-                    .for_each(|(name, value)| closed[name] = value);
-            }
+            closed.insert("vmm".into(), service.leave()?.into());
+            closed.extend(object(service.stats()).into_iter().filter(|(name, _)| name != "state"));
         }
-        Ok(closed)
+        Ok(Value::Object(closed))
     }
 
     /// Ends with everything read so far applied: the next one goes on from there.

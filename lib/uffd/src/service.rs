@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use snap::WorkingSet;
 use sys::process::{Process, readable};
 
+use crate::channel::object;
 use crate::config::Config;
 use crate::replay::Replay;
 use crate::spin::Spin;
@@ -147,7 +148,7 @@ impl Service {
             }
             if !self.stopped(step) && step == Step::Done {
                 self.loading = false;
-                let ms = self.connected.elapsed().as_micros() as f64 / 1000.0;
+                let ms = wire::ms(self.connected.elapsed());
                 let pages = self.engine.counts().prefetched;
                 let complete = self.engine.missing() == 0;
                 events.push(("prefetched", json!({"pages": pages, "ms": ms, "complete": complete})));
@@ -278,18 +279,16 @@ impl Service {
     /// What was done so far.
     pub fn stats(&mut self) -> Value {
         let counts = self.engine.counts();
-        let mut stats = json!({"state": "serving", "peer_pid": self.peer.pid, "regions": self.engine.regions(),
+        let mut stats = object(
+            json!({"state": "serving", "peer_pid": self.peer.pid, "regions": self.engine.regions(),
                "bytes": self.engine.bytes(), "faults": counts.faults, "copied": counts.copied,
                "zeroed": counts.zeroed, "prefetched": counts.prefetched, "removed": self.engine.removed_pages(),
-               "poisoned": self.engine.poisoned_pages(), "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0});
-        stats["prefetch"] = json!({"of": self.prefetch.word(), "bytes": counts.prefetched_bytes,
-                                   "done": !self.loading && self.later.is_none()});
-        if let (Value::Object(stats), Value::Object(seen)) = (&mut stats, self.engine.seen()) {
-            stats.extend(seen);
-        }
-        if let (Value::Object(stats), Value::Object(spin)) = (&mut stats, self.spin.fields()) {
-            stats.extend(spin);
-        }
-        stats
+               "poisoned": self.engine.poisoned_pages(), "missing_bytes": self.engine.missing(), "complete": self.engine.missing() == 0,
+               "prefetch": {"of": self.prefetch.word(), "bytes": counts.prefetched_bytes,
+                            "done": !self.loading && self.later.is_none()}}),
+        );
+        stats.extend(object(self.engine.seen()));
+        stats.extend(object(self.spin.fields()));
+        Value::Object(stats)
     }
 }

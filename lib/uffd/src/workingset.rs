@@ -1,7 +1,6 @@
 //! Recording the working set: which pages a VM asks for first after it was restored. A later restore of the same snapshot
 //! asks for nearly the same ones, so they are loaded before it does.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,8 +10,6 @@ use snap::workingset::{self, Compared};
 use snap::{Removed, WorkingSet};
 use uuid::Uuid;
 use wire::Undo;
-
-use crate::Error;
 
 /// How long pages are noted if nobody says, from the first on. A longer window makes a larger set and slower restores.
 pub const WINDOW: Duration = Duration::from_secs(3);
@@ -142,18 +139,6 @@ impl Writing {
             Err(_) => ("warning", json!({"message": "the working set is not kept: a bug, please report"})),
         }
     }
-}
-
-/// Writes a file beside its name and renames it: who reads it sees all of it or the one before.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let done = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
-    done.map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        Error::io("write", path)(source)
-    })
 }
 
 #[cfg(test)]

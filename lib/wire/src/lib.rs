@@ -37,6 +37,6 @@ pub use progress::Progress;
 pub use run::{main, run};
 pub use serde_json::{Map, Value, json};
 pub use tail::last_lines;
-pub use time::{now_ms, parse_timestamp, timestamp, timestamp_at};
+pub use time::{ms, now_ms, parse_timestamp, timestamp, timestamp_at};
 pub use tool::{Failed, Field, Finished, Input, LockOf, Options, Tool, Type, Verb};
 pub use undo::Undo;

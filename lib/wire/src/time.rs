@@ -1,12 +1,17 @@
 //! Points in time as documents have them: RFC 3339 in UTC.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY_MS: u64 = 86_400_000;
 
 /// Now, as RFC 3339 in UTC with milliseconds.
 pub fn timestamp() -> String {
     timestamp_at(now_ms())
+}
+
+/// Milliseconds, to the microsecond.
+pub fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
 }
 
 /// Milliseconds since 1970.

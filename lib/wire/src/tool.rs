@@ -283,7 +283,7 @@ impl Tool {
         match done {
             Ok(reply) => {
                 if id.is_some() && reply == Reply::Document {
-                    let ms = started.elapsed().as_micros() as f64 / 1000.0;
+                    let ms = crate::ms(started.elapsed());
                     let timings =
                         work.map_mut().entry("timings_ms").or_insert_with(|| crate::Map::new().into());
                     if let Some(timings) = timings.as_object_mut() {

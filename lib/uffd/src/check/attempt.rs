@@ -77,7 +77,7 @@ impl Suite<'_> {
         let mut server = Server::start(&self.replaced(&files), &files.dir.path().join("log"))?;
         let mut note = None;
         let outcome = self.play(scenario, &files, &mut server, &mut note)?;
-        let ms = started.elapsed().as_micros() as f64 / 1000.0;
+        let ms = wire::ms(started.elapsed());
         wire::check_interrupt()?;
         Ok(Report { outcome, ms, server: note, log: server.log() })
     }
@@ -210,19 +210,10 @@ fn ended(status: ExitStatus, note: &mut Option<String>) -> Outcome {
 
 /// Packs the image as a snapshot directory, and gives its diff file.
 fn pack(memory: &Path, dir: &Path) -> Result<PathBuf, wire::Error> {
+    use snap::pack::{Kind, Mode, Pack};
     let mut undo = wire::Undo::default();
-    let request = snap::pack::Pack {
-        raw: memory.to_owned().into(),
-        dir: dir.to_owned(),
-        kind: snap::pack::Kind::Full,
-        parent: None,
-        removed: snap::Removed::new(),
-        size: None,
-        block_size: None,
-        mode: snap::pack::Mode::Copy,
-        build: None,
-        checksums: false,
-    };
+    let request =
+        Pack { mode: Mode::Copy, checksums: false, ..Pack::new(memory.to_owned(), dir, Kind::Full) };
     let packed = snap::pack::pack(&request, &mut undo)?;
     undo.commit();
     Ok(dir.join(format!("memfile.{}", packed.header.build)))

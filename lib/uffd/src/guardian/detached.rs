@@ -1,5 +1,6 @@
 //! The detached guardian: writes what happens to the log.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{Ending, Guardian, failure};
+use super::{Ending, Guardian};
 use crate::config::Config;
 use crate::socket;
 
@@ -39,29 +40,23 @@ pub(crate) fn run(config: Config, caller: OwnedFd) -> ExitCode {
     }
 }
 
-fn guard(mut guardian: Guardian, caller: &mut Option<File>) -> Ending {
-    let mut failed = None;
-    loop {
-        let event = match guardian.next() {
-            Ok(Some(event)) => event,
-            Ok(None) => break,
-            Err(error) => {
-                failed = Some(error.into());
-                break;
-            }
-        };
+fn guard(guardian: Guardian, caller: &mut Option<File>) -> Ending {
+    let followed = guardian.follow(|guardian, event| {
         say(&event.name, &Value::Object(event.fields.clone()));
-        if event.name == "failed" {
-            // The caller is told when nothing is left of it.
-            failed = Some(failure(&event.fields));
-        } else if let Some(mut caller) = caller.take()
+        // Of a failure the caller is told when nothing is left of it.
+        if event.name != "failed"
+            && let Some(mut caller) = caller.take()
             && tell(&mut caller, &event.name, Value::Object(event.fields)).is_err()
         {
             // Nobody will ever know of this server.
             guardian.terminate();
         }
+        Ok::<_, Infallible>(())
+    });
+    match followed {
+        Ok(ending) => ending,
+        Err(never) => match never {},
     }
-    guardian.conclude(failed)
 }
 
 fn tell(caller: &mut File, event: &str, mut fields: Value) -> io::Result<()> {

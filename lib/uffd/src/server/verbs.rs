@@ -1,5 +1,6 @@
 //! What a server answers to the verbs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -11,7 +12,6 @@ use crate::control::{Connection, Request};
 use crate::orders::process_json;
 use crate::socket;
 use crate::wait::Rare;
-use crate::workingset::replace;
 
 /// How many verbs may talk to the server at once.
 const CONNECTIONS: usize = 8;
@@ -99,4 +99,14 @@ impl Server {
             None => Ok(()),
         }
     }
+}
+
+/// Writes a file beside its name and renames it: who reads it sees all of it or the one before.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let beside = wire::partial(path);
+    let done = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    done.map_err(|source| {
+        let _ = fs::remove_file(&beside);
+        Error::io("write", path)(source)
+    })
 }
