@@ -1,7 +1,7 @@
 //! What must hold of any bytes. The fuzzer tries to find some for which it does not; the tests of lib/snap replay what it
 //! found before, on any toolchain.
 
-use snap::{Header, Removed, Sums, WorkingSet};
+use snap::{Header, Ranges, Sums, WorkingSet};
 use uuid::Uuid;
 
 /// A header is refused, with a reason, or it covers memory exactly and is written as it was read.
@@ -38,14 +38,14 @@ pub fn sums(bytes: &[u8]) {
 
 /// Discarded ranges are refused with a reason, or they are sorted, apart, and mean the same when they are read again.
 pub fn removed(bytes: &[u8]) {
-    match Removed::parse(bytes) {
+    match Ranges::parse(bytes) {
         Err(fault) => assert!(!fault.to_string().is_empty()),
         Ok(removed) => {
             let ranges: Vec<_> = removed.ranges().collect();
             assert!(ranges.iter().all(|range| !range.is_empty()));
             assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             assert!(ranges.iter().all(|range| removed.contains(range.start) && !removed.contains(range.end)));
-            assert_eq!(Removed::parse(removed.to_json().as_bytes()), Ok(removed));
+            assert_eq!(Ranges::parse(removed.to_json().as_bytes()), Ok(removed));
         }
     }
 }

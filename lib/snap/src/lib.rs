@@ -17,8 +17,8 @@ mod packing;
 mod place;
 mod plain;
 pub mod prune;
+mod ranges;
 pub mod rebase;
-mod removed;
 mod rewrite;
 mod scan;
 mod spans;
@@ -34,7 +34,7 @@ pub use error::Error;
 pub use header::Header;
 pub use image::{Checked, Content, Extent, Image, Place};
 pub use input::{Raw, Regions};
-pub use removed::{Removed, RemovedFault};
+pub use ranges::{Ranges, RangesFault};
 pub use sums::Sums;
 pub use workingset::WorkingSet;
 

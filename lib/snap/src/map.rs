@@ -7,7 +7,7 @@ use wire::{Call, Field, Reply, Type, Undo, Verb};
 
 use crate::header::Header;
 use crate::svg::{LINE, Svg};
-use crate::{Removed, directory, svg};
+use crate::{Ranges, directory, svg};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -41,7 +41,7 @@ fn run(call: &mut Call) -> Result<Reply, wire::Error> {
 pub fn map(dir: &Path, picture: &Path, undo: &mut Undo) -> Result<u64, wire::Error> {
     let header = directory::read_header(dir)?;
     let builds = directory::builds_by_age(dir, &header);
-    let working_set = directory::working_set(dir, &header).map_or_else(Removed::new, |set| set.likely());
+    let working_set = directory::working_set(dir, &header).map_or_else(Ranges::new, |set| set.likely());
     svg::write(picture, &draw(&header, &builds, &working_set), undo)?;
     Ok(builds.len() as u64)
 }
@@ -54,7 +54,7 @@ fn colour(builds: &[Uuid], build: Uuid) -> String {
     }
 }
 
-fn draw(header: &Header, builds: &[Uuid], working_set: &Removed) -> String {
+fn draw(header: &Header, builds: &[Uuid], working_set: &Ranges) -> String {
     let cells = (COLUMNS * ROWS).min(header.size / header.block_size);
     let rows = cells.div_ceil(COLUMNS);
     let legend = rows * CELL + 20;
@@ -85,7 +85,7 @@ fn draw(header: &Header, builds: &[Uuid], working_set: &Removed) -> String {
 }
 
 /// Marks the cells that a restore asks for first, and says so at `y`.
-fn draw_working_set(svg: &mut Svg, header: &Header, cells: u64, working_set: &Removed, y: u64) {
+fn draw_working_set(svg: &mut Svg, header: &Header, cells: u64, working_set: &Ranges, y: u64) {
     let marked = |cell: &u64| {
         working_set.clipped(edge(header, *cell, cells)..edge(header, cell + 1, cells)).next().is_some()
     };

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use wire::{Call, Field, FromField, Reply, Type, Value, Verb, json};
 
 pub use crate::packing::pack;
-use crate::{Error, Header, Raw, Regions, Removed, directory};
+use crate::{Error, Header, Ranges, Raw, Regions, directory};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -107,7 +107,7 @@ pub struct Pack {
     /// What it is relative to.
     pub parent: Option<PathBuf>,
     /// What was discarded since the parent.
-    pub removed: Removed,
+    pub removed: Ranges,
     /// Bytes that a pipe must have; `None` for the parent's, else as many as come.
     pub size: Option<u64>,
     /// Bytes of a block; `None` for the parent's, else 4096.
@@ -193,7 +193,7 @@ impl Pack {
             dir: dir.into(),
             kind,
             parent: None,
-            removed: Removed::new(),
+            removed: Ranges::new(),
             size: None,
             block_size: None,
             mode: Mode::Auto,
@@ -206,7 +206,7 @@ impl Pack {
         let fields = call.fields();
         let kind = fields.need("kind")?;
         let removed = match kind {
-            Kind::Full => Removed::new(),
+            Kind::Full => Ranges::new(),
             Kind::Diff => read_removed(call)?,
         };
         let pack = Self::new(read_raw(call)?, fields.need::<PathBuf>("dir")?, kind);
@@ -254,17 +254,17 @@ impl FromField for Regions {
 }
 
 /// The removed ranges, from where the request has them. None at all means that nothing was discarded.
-fn read_removed(call: &Call) -> Result<Removed, wire::Error> {
+fn read_removed(call: &Call) -> Result<Ranges, wire::Error> {
     let given = call.fields().value("removed");
     let from_server = || call.document.get("uffd.removed").map(|value| ("uffd.removed".to_owned(), value));
-    let Some((name, value)) = given.or_else(from_server) else { return Ok(Removed::new()) };
+    let Some((name, value)) = given.or_else(from_server) else { return Ok(Ranges::new()) };
     let wrong = |fault| wire::Error::field(&name, fault);
     match PathBuf::from_field(value) {
         Some(path) => {
             let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-            Removed::parse(&bytes).map_err(|fault| wrong(format!("{}: {fault}", path.display())))
+            Ranges::parse(&bytes).map_err(|fault| wrong(format!("{}: {fault}", path.display())))
         }
-        None => Removed::from_value(value).map_err(|fault| wrong(fault.to_string())),
+        None => Ranges::from_value(value).map_err(|fault| wrong(fault.to_string())),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-use crate::{Error, Removed};
+use crate::{Error, Ranges};
 
 /// A VMM writes memory in pages: a page that is partly data is data.
 pub const PAGE: u64 = 4096;
@@ -80,7 +80,7 @@ impl Spans {
     ///
     /// # Errors
     /// `unsupported` where the file system does not report holes page by page; what finding its data said.
-    pub fn diff(raw: &File, path: &Path, size: u64, removed: &Removed) -> Result<Self, Error> {
+    pub fn diff(raw: &File, path: &Path, size: u64, removed: &Ranges) -> Result<Self, Error> {
         let spans = Self::of(raw, path, size, |spans, hole| {
             let mut at = hole.start;
             for zero in removed.clipped(hole.clone()) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use wire::{Undo, Value, json};
 
-use crate::{Error, Removed, directory, place};
+use crate::{Error, Ranges, directory, place};
 
 /// The file's name in a snapshot's directory.
 pub const FILE: &str = "workingset";
@@ -154,7 +154,7 @@ impl WorkingSet {
     }
 
     /// Remembers what one more run asked for, whole pages. What none of the last eight runs asked for is forgotten.
-    pub fn add_run(&mut self, asked: &Removed) {
+    pub fn add_run(&mut self, asked: &Ranges) {
         let old = std::mem::take(&mut self.ranges);
         let mut cuts: Vec<u64> = old
             .iter()
@@ -182,7 +182,7 @@ impl WorkingSet {
 
     /// What to load before it is asked for, in order: what at least half of the last eight runs asked for, of which at most
     /// 256 MiB, what most of them did.
-    pub fn likely(&self) -> Removed {
+    pub fn likely(&self) -> Ranges {
         let runs = self.runs.min(REMEMBERED);
         let mut likely = self.clone();
         likely.ranges.retain(|seen| u64::from(seen.by.count_ones()) * 2 >= runs);
@@ -191,7 +191,7 @@ impl WorkingSet {
     }
 
     /// How well the set foresaw what a run asked for.
-    pub fn compare(&self, asked: &Removed) -> Compared {
+    pub fn compare(&self, asked: &Ranges) -> Compared {
         let likely = self.likely();
         let hit =
             likely.ranges().flat_map(|range| asked.clipped(range)).map(|part| part.end - part.start).sum();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use snap::pack::{Blocks, Kind, Mode, Pack, Packed, pack};
-use snap::{Checked, Content, Image, Raw, Removed};
+use snap::{Checked, Content, Image, Ranges, Raw};
 use wire::Undo;
 
 const PAGE: usize = 4096;
@@ -137,7 +137,7 @@ impl Chain {
         raw: PathBuf,
         kind: Kind,
         parent: Option<PathBuf>,
-        removed: Removed,
+        removed: Ranges,
         mode: Mode,
     ) -> Packed {
         let dir = self.next_dir();
@@ -170,14 +170,14 @@ impl Chain {
                 self.write(writes);
                 fs::write(&raw, &self.memory).unwrap();
                 let parent = self.dir.clone().filter(|_| *with_parent);
-                self.pack(raw, Kind::Full, parent, Removed::new(), *mode);
+                self.pack(raw, Kind::Full, parent, Ranges::new(), *mode);
             }
             Step::Diff { discards, writes, mode } => {
                 let Some(parent) = self.dir.clone() else { return };
                 let pages = self.memory.len() / PAGE;
                 let file = File::create(&raw).unwrap();
                 file.set_len(self.memory.len() as u64).unwrap();
-                let mut removed = Removed::new();
+                let mut removed = Ranges::new();
                 let mut state = vec![Fate::Unchanged; pages];
                 let before = self.memory.clone();
                 for (page, count) in discards {

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use snap::Removed;
+use snap::Ranges;
 
 /// How long faults are compared with the set: as long as one is recorded by default.
 const WATCHED: Duration = crate::workingset::WINDOW;
@@ -12,7 +12,7 @@ const WATCHED: Duration = crate::workingset::WINDOW;
 /// A set that is being loaded, or was.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    set: Removed,
+    set: Ranges,
     runs: u64,
     began: Instant,
     /// Bytes of it that were loaded before anybody asked.
@@ -25,7 +25,7 @@ pub(crate) struct Replay {
 
 impl Replay {
     /// Begins to load what the last `runs` restores asked for.
-    pub fn new(set: Removed, runs: u64) -> Self {
+    pub fn new(set: Ranges, runs: u64) -> Self {
         Self { set, runs, began: Instant::now(), loaded: 0, late: 0, missed: 0, took: None }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use snap::workingset::{self, Compared};
-use snap::{Removed, WorkingSet};
+use snap::{Ranges, WorkingSet};
 use uuid::Uuid;
 use wire::Undo;
 
@@ -93,7 +93,7 @@ impl Recorder {
     /// Two servers that do so at once: the last one's run counts, and the next restore records once more.
     fn add(self, latency: Duration) -> Result<Value, String> {
         let pages = self.pages.len();
-        let asked: Removed = self.pages.into_iter().collect();
+        let asked: Ranges = self.pages.into_iter().collect();
         let earlier = WorkingSet::read_for(&self.dir, self.build).unwrap_or_else(|what| {
             eprintln!("{} wrenn-uffd: a new working set begins: {what}", wire::timestamp());
             None

@@ -32,7 +32,7 @@ fn a_full_files_holes_are_zeros() {
 #[test]
 fn a_diffs_holes_are_the_parents_except_where_memory_was_discarded() {
     let (raw, size) = raw(40, &[10, 11, 30]);
-    let removed: Removed =
+    let removed: Ranges =
         [5 * PAGE..15 * PAGE, 30 * PAGE..31 * PAGE, 39 * PAGE..40 * PAGE].into_iter().collect();
     let spans = Spans::diff(raw.as_file(), raw.path(), size, &removed).unwrap();
     let expected = [
@@ -55,7 +55,7 @@ fn a_diffs_holes_are_the_parents_except_where_memory_was_discarded() {
 fn a_huge_block_of_several_sources_is_mixed_only_if_the_parents_pages_are_among_them() {
     // Blocks of 8 pages here.
     let (raw, size) = raw(48, &[2, 16, 17, 18, 19, 20, 21, 22, 23, 25]);
-    let removed: Removed = [24 * PAGE..25 * PAGE, 26 * PAGE..40 * PAGE].into_iter().collect();
+    let removed: Ranges = [24 * PAGE..25 * PAGE, 26 * PAGE..40 * PAGE].into_iter().collect();
     let spans = Spans::diff(raw.as_file(), raw.path(), size, &removed).unwrap();
     let expected = [(0, 8, MIXED), (8, 16, PARENT), (16, 32, RAW), (32, 40, ZERO), (40, 48, PARENT)];
     assert_eq!(in_pages(&spans.blocks(8 * PAGE)), expected);

@@ -6,7 +6,7 @@ use super::*;
 
 const BUILD: Uuid = Uuid::from_u128(0x1111);
 
-fn pages(pages: &BTreeSet<u64>) -> Removed {
+fn pages(pages: &BTreeSet<u64>) -> Ranges {
     pages.iter().map(|page| page * PAGE..(page + 1) * PAGE).collect()
 }
 
@@ -50,7 +50,7 @@ fn a_set_is_bounded_and_keeps_what_most_runs_asked_for() {
     assert!(likely(&set).is_superset(&some));
     let mut large = WorkingSet::new(BUILD);
     large.add_run(&[0..MOST, 2 * MOST..3 * MOST].into_iter().collect());
-    let often: Removed = std::iter::once(2 * MOST..3 * MOST).collect();
+    let often: Ranges = std::iter::once(2 * MOST..3 * MOST).collect();
     large.add_run(&often);
     assert_eq!(large.likely(), often);
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use snap::Removed;
+use snap::Ranges;
 use sys::uffd::Uffd;
 
 use super::Engine;
@@ -54,7 +54,7 @@ impl Engine {
     }
 
     /// The ranges of the image that the VMM has discarded so far.
-    pub fn removed(&self) -> Removed {
+    pub fn removed(&self) -> Ranges {
         self.removed_since(None)
     }
 
@@ -64,7 +64,7 @@ impl Engine {
     }
 
     /// The ranges of the image that the VMM has discarded since the last snapshot in `parent`, see [`Epochs::since`].
-    pub(crate) fn removed_since(&self, parent: Option<&Path>) -> Removed {
+    pub(crate) fn removed_since(&self, parent: Option<&Path>) -> Ranges {
         let epoch = self.epochs.since(parent);
         let ranges = |area: &Area| {
             let runs = area.discarded_since(epoch);

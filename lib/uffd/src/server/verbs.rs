@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use snap::Removed;
+use snap::Ranges;
 
 use super::{Reason, Server, Vmm};
 use crate::Error;
@@ -58,7 +58,7 @@ impl Server {
 
     /// What was done so far; the ranges discarded since the snapshot `since` are in their file when this returns.
     fn stats(&mut self, since: Option<&Path>, dumped: Option<PathBuf>) -> Result<Value, Error> {
-        let mut removed = Removed::new();
+        let mut removed = Ranges::new();
         if let Vmm::Served(service) = &mut self.vmm {
             // A discard that has returned was read, or it would not have returned; one under way is read here.
             service.engine.drain()?;

@@ -1,21 +1,21 @@
-//! The ranges of memory that a page server saw discarded: they read as zeros from then on, and a VMM does not log
-//! that as a change.
+//! Ranges of a memory image: those that a VMM discarded, or a restore asked for.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wire::Value;
 
-/// A set of byte ranges of a memory image, kept sorted and merged.
+/// A set of byte ranges of a memory image, kept sorted and merged. In a file it has those that a page server saw discarded:
+/// they read as zeros from then on, and a VMM does not log that as a change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removed(BTreeMap<u64, u64>);
+pub struct Ranges(BTreeMap<u64, u64>);
 
-/// What `Removed` cannot be read from.
+/// What `Ranges` cannot be read from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct RemovedFault(String);
+pub struct RangesFault(String);
 
-impl Removed {
+impl Ranges {
     /// The empty set.
     pub fn new() -> Self {
         Self::default()
@@ -39,7 +39,7 @@ impl Removed {
         self.0.insert(start, end);
     }
 
-    /// Whether the byte at `offset` was discarded.
+    /// Whether the byte at `offset` is in the set.
     pub fn contains(&self, offset: u64) -> bool {
         self.0.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
     }
@@ -49,7 +49,7 @@ impl Removed {
         self.0.iter().map(|(&start, &end)| start..end)
     }
 
-    /// The parts of `within` that were discarded, in order.
+    /// The parts of `within` that are in the set, in order.
     pub fn clipped(&self, within: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let Range { start, end } = within;
         let first = self.0.range(..=start).next_back().map_or(start, |(&start, _)| start);
@@ -59,12 +59,12 @@ impl Removed {
             .filter(|range| !range.is_empty())
     }
 
-    /// Whether nothing was discarded.
+    /// Whether there is no range.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many bytes were discarded.
+    /// How many bytes there are in the ranges.
     pub fn bytes(&self) -> u64 {
         self.ranges().map(|range| range.end - range.start).sum()
     }
@@ -78,9 +78,9 @@ impl Removed {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(bytes: &[u8]) -> Result<Self, RemovedFault> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, RangesFault> {
         let value: Value =
-            serde_json::from_slice(bytes).map_err(|error| RemovedFault(format!("not JSON: {error}")))?;
+            serde_json::from_slice(bytes).map_err(|error| RangesFault(format!("not JSON: {error}")))?;
         Self::from_value(&value)
     }
 
@@ -88,13 +88,13 @@ impl Removed {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn from_value(value: &Value) -> Result<Self, RemovedFault> {
+    pub fn from_value(value: &Value) -> Result<Self, RangesFault> {
         let wrong = |what: &dyn std::fmt::Display| {
-            RemovedFault(format!("wants {{\"ranges\": [[offset, length], …]}} in bytes; {what}"))
+            RangesFault(format!("wants {{\"ranges\": [[offset, length], …]}} in bytes; {what}"))
         };
         let list =
             value.get("ranges").unwrap_or(value).as_array().ok_or_else(|| wrong(&"there is no array"))?;
-        let mut removed = Self::new();
+        let mut set = Self::new();
         for (index, pair) in list.iter().enumerate() {
             let numbers = pair.as_array().map(Vec::as_slice).unwrap_or_default();
             let range = match numbers {
@@ -104,9 +104,9 @@ impl Removed {
                     .and_then(|(offset, length)| Some(offset..offset.checked_add(length)?)),
                 _ => None,
             };
-            removed.insert(range.ok_or_else(|| wrong(&format_args!("range {index} is {pair}")))?);
+            set.insert(range.ok_or_else(|| wrong(&format_args!("range {index} is {pair}")))?);
         }
-        Ok(removed)
+        Ok(set)
     }
 
     /// The file form, one line.
@@ -116,14 +116,14 @@ impl Removed {
     }
 }
 
-impl FromIterator<Range<u64>> for Removed {
+impl FromIterator<Range<u64>> for Ranges {
     fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
-        let mut removed = Self::new();
-        ranges.into_iter().for_each(|range| removed.insert(range));
-        removed
+        let mut set = Self::new();
+        ranges.into_iter().for_each(|range| set.insert(range));
+        set
     }
 }
 
 #[cfg(test)]
-#[path = "tests/removed.rs"]
+#[path = "tests/ranges.rs"]
 mod tests;
