@@ -10,6 +10,7 @@ use std::path::Path;
 use common::{Bench, Foreground, PAGE, Vmm, await_end, content, server_of, service_of, snapshot};
 use nix::sys::signal::Signal;
 use snap::pack::{Kind, Mode, Pack, pack};
+use uffd::trace::{self, Trace};
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -36,7 +37,7 @@ fn a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on() {
     }
     let bench = Bench::new(1);
     let diff = snapshot(&bench.path("snap"), 64);
-    let words = ["serve", "id=vm", "source.dir=snap", "prefetch=none"];
+    let words = ["serve", "id=vm", "source.dir=snap", "prefetch=none", "trace=trace"];
     let mut server = Foreground::of(&bench, &words);
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     assert_eq!(vmm.ask("check 1 2 image"), "same");
@@ -52,6 +53,10 @@ fn a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on() {
     let stats = bench.stats();
     assert_eq!((&stats["poisoned"], &stats["complete"]), (&1.into(), &false.into()));
     assert_eq!(stats["missing_bytes"], (64 - 40 + 1) * PAGE);
+    // The second time the kernel needed nobody.
+    assert_eq!(stats["answers"]["poison"], 1);
+    let answered = stats["answers"].as_object().unwrap().values().map(|count| count.as_u64().unwrap());
+    assert_eq!(stats["faults"], answered.sum::<u64>());
     // What the VMM discards is its own again.
     assert_eq!(vmm.ask("discard 50 1"), "Ok(())");
     assert_eq!(vmm.ask("check 50 51 zero"), "same");
@@ -61,8 +66,13 @@ fn a_page_of_a_diff_cut_short_is_poisoned_and_named_and_all_others_go_on() {
     let status = vmm.child.wait().unwrap();
     assert!(status.signal() == Some(Signal::SIGBUS as i32) || status.code() == Some(101), "{status}");
     assert_eq!(server.until("poisoned")["offset"], 51 * PAGE);
-    assert_eq!(server.until("closed")["vmm"], "gone");
+    let closed = server.until("closed");
+    assert_eq!((&closed["vmm"], &closed["answers"]["poison"]), (&"gone".into(), &2.into()));
     assert!(server.child.wait().unwrap().success());
+    let trace = Trace::parse(&fs::read(bench.path("trace")).unwrap()).unwrap();
+    let poisoned = trace.records.iter().filter(|record| record.kind == trace::Kind::Poison);
+    let places: Vec<_> = poisoned.map(|record| (record.offset, record.length)).collect();
+    assert_eq!(places, [50, 51].map(|page| ((page * PAGE) as u64, PAGE as u64)));
 }
 
 #[test]

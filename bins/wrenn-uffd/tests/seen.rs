@@ -31,7 +31,8 @@ fn stats_tell_how_long_faults_waited_and_what_they_got() {
     assert_eq!(vmm.ask("discard 300 30"), "Ok(())");
     assert_eq!(vmm.ask("touch 309"), "touched 0");
     let stats = bench.stats();
-    assert_eq!(stats["answers"], json!({"image": 266, "zero": 67, "refill": 1, "exists": 0, "unmapped": 0}));
+    let answers = json!({"image": 266, "zero": 67, "refill": 1, "exists": 0, "unmapped": 0, "poison": 0});
+    assert_eq!(stats["answers"], answers);
     assert_eq!((&stats["faults"], &stats["rereads"]), (&json!(334), &json!(1)));
     assert_eq!(
         (&stats["copied_bytes"], &stats["zeroed_bytes"], &stats["removed_bytes"]),

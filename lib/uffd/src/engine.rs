@@ -263,15 +263,7 @@ impl Engine {
                 false => self.fetch(index, page),
             };
             let came = match came {
-                Err(Error::ImageLost { page: lost, source }) => {
-                    match self.poison(index, page, lost, source)? {
-                        Step::Done | Step::More => {
-                            self.faults.pop_front();
-                            continue;
-                        }
-                        stopped => return Ok(stopped),
-                    }
-                }
+                Err(Error::ImageLost { page: lost, source }) => self.poison(index, page, lost, source)?,
                 came => came?,
             };
             match came.step {

@@ -139,7 +139,7 @@ pub static TOOL: Tool = Tool {
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped}, latency_us {p50, p90, p99, max}, trace_records, server_pid, restarts",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped, poison}, latency_us {p50, p90, p99, max}, trace_records, server_pid, restarts",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",

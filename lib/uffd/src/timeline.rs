@@ -24,8 +24,8 @@ const DOT: u64 = 3;
 /// Pixels over which the median latency is taken.
 const MEDIAN: u64 = 15;
 
-/// The kinds, their colours (those of Okabe and Ito, for all eyes) and what they are called.
-const KINDS: [(Kind, &str, &str); 8] = [
+/// The kinds, their colours (most are Okabe's and Ito's, for all eyes) and what they are called.
+const KINDS: [(Kind, &str, &str); 9] = [
     (Kind::Prefetch, "#b5c4bb", "loaded ahead"),
     (Kind::Replay, "#f3cf8a", "working set"),
     (Kind::Remove, "#000000", "discarded"),
@@ -34,6 +34,7 @@ const KINDS: [(Kind, &str, &str); 8] = [
     (Kind::Refill, "#d55e00", "fault: discarded before"),
     (Kind::Exists, "#cc79a7", "fault: there already"),
     (Kind::Unmapped, "#999999", "fault: unmapped"),
+    (Kind::Poison, "#882255", "fault: poisoned"),
 ];
 
 /// The line of what was loaded ahead.
@@ -107,7 +108,7 @@ impl Scale {
     }
 }
 
-/// What there is in this trace, in two rows.
+/// What there is in this trace, in rows of four.
 fn legend(svg: &mut Svg, trace: &Trace) {
     let seen = |kind: Kind| trace.records.iter().filter(|record| record.kind == kind).count();
     let entries = KINDS.into_iter().filter_map(|(kind, colour, name)| match seen(kind) {

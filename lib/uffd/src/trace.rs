@@ -44,13 +44,15 @@ pub enum Kind {
     Prefetch = 7,
     /// The VMM discarded these pages.
     Remove = 8,
+    /// A fault on a page that the image does not give: it was poisoned.
+    Poison = 9,
     /// The last record of a full file: what came later is not in it.
     Full = 255,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Image,
         Self::Zero,
         Self::Refill,
@@ -59,12 +61,13 @@ impl Kind {
         Self::Replay,
         Self::Prefetch,
         Self::Remove,
+        Self::Poison,
         Self::Full,
     ];
 
     /// Whether somebody waited.
     pub fn is_fault(self) -> bool {
-        (self as u8) < Self::Replay as u8
+        !matches!(self, Self::Replay | Self::Prefetch | Self::Remove | Self::Full)
     }
 
     /// Its name in a summary.
@@ -78,6 +81,7 @@ impl Kind {
             Self::Replay => "replay",
             Self::Prefetch => "prefetch",
             Self::Remove => "remove",
+            Self::Poison => "poison",
             Self::Full => "full",
         }
     }

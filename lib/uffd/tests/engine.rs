@@ -512,6 +512,8 @@ fn a_page_that_is_lost_is_lost_for_all_who_wait_for_it_and_never_zeros() {
                         .all(|errno| errno == Some(nix::errno::Errno::EFAULT as i32))
                 );
                 assert_eq!((engine.poisoned_pages(), engine.removed_pages()), (1, 0));
+                // Nobody found the page there.
+                assert_eq!((engine.counts().faults, engine.counts().rereads), (2, 0));
                 assert_eq!(engine.missing(), 16 * PAGE as u64);
             }
         }

@@ -169,14 +169,18 @@ impl Engine {
         let area = &self.areas[index];
         let (address, page_size) = (area.address_of(page), area.region.page_size);
         let failed = |source| Error::Fill { offset: area.offset_of(page), source };
-        match self.uffd.poison(address, page_size) {
-            Filled::Exists => self.uffd.wake(address, page_size).map_err(failed)?,
-            Filled::Bytes(_) | Filled::Unmapped => {}
+        let kind = match self.uffd.poison(address, page_size) {
+            Filled::Exists => {
+                self.uffd.wake(address, page_size).map_err(failed)?;
+                Kind::Poison
+            }
+            Filled::Bytes(_) => Kind::Poison,
+            Filled::Unmapped => Kind::Unmapped,
             Filled::Again => return Ok(Came::nowhere(Step::Again)),
             Filled::Gone => return Ok(Came::nowhere(Step::Gone)),
             Filled::Failed(source) => return Err(failed(source)),
-        }
-        Ok(Came { step: Step::More, kind: Kind::Exists, pages: 1 })
+        };
+        Ok(Came { step: Step::More, kind, pages: 1 })
     }
 
     /// Lets who asks for this page have SIGBUS rather than wait for ever or read what it never held. Where the kernel cannot
@@ -187,17 +191,17 @@ impl Engine {
         page: u64,
         lost: LostPage,
         source: std::io::Error,
-    ) -> Result<Step, Error> {
+    ) -> Result<Came, Error> {
         let area = &mut self.areas[index];
         match self.uffd.poison(area.address_of(page), area.region.page_size) {
             Filled::Bytes(_) => {
                 area.poisoned.insert(page..page + 1);
                 area.settled.insert(page..page + 1);
                 self.poisoned.push(lost);
-                Ok(Step::More)
+                Ok(Came { step: Step::More, kind: Kind::Poison, pages: 1 })
             }
-            Filled::Again => Ok(Step::Again),
-            Filled::Gone => Ok(Step::Gone),
+            Filled::Again => Ok(Came::nowhere(Step::Again)),
+            Filled::Gone => Ok(Came::nowhere(Step::Gone)),
             Filled::Exists | Filled::Unmapped | Filled::Failed(_) => {
                 Err(Error::ImageLost { page: lost, source })
             }

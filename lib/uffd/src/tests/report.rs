@@ -25,12 +25,16 @@ fn a_summary_counts_what_is_in_the_trace() {
         record(Kind::Zero, 100_000, 9, 1),
         record(Kind::Remove, 100_000, 3, 2),
         record(Kind::Refill, 2_000_000, 3, 2),
+        record(Kind::Poison, 2_000_000, 20, 1),
     ]));
     let faults = &report["faults"];
-    assert_eq!((&faults["count"], &faults["pages"], &faults["writes"]), (&json!(4), &json!(3), &json!(2)));
-    assert_eq!(faults["by_kind"], json!({"image": 2, "zero": 1, "refill": 1, "exists": 0, "unmapped": 0}));
+    assert_eq!((&faults["count"], &faults["pages"], &faults["writes"]), (&json!(5), &json!(4), &json!(2)));
+    assert_eq!(
+        faults["by_kind"],
+        json!({"image": 2, "zero": 1, "refill": 1, "exists": 0, "unmapped": 0, "poison": 1})
+    );
     assert_eq!((&faults["first_ms"], &faults["last_ms"]), (&json!(0.05), &json!(2000.0)));
-    assert_eq!((&faults["within_100_ms"], &faults["within_1_s"]), (&json!(0.5), &json!(0.75)));
+    assert_eq!((&faults["within_100_ms"], &faults["within_1_s"]), (&json!(0.4), &json!(0.6)));
     assert_eq!(report["around_bytes"], 4 * PAGE);
     assert_eq!(
         report["ahead"]["recorded"],
@@ -56,14 +60,16 @@ fn the_picture_has_title_axes_units_and_a_legend_of_what_is_there() {
         record(Kind::Image, 50_000, 5, 1),
         record(Kind::Image, 50_001, 5, 1),
         record(Kind::Remove, 60_000, 5, 10),
+        record(Kind::Poison, 61_000, 7, 1),
     ]));
     for text in [
-        "2 page faults in 1024 MiB",
+        "3 page faults in 1024 MiB",
         "time since the VMM connected, ms",
         ">memory, MiB<",
         ">10 µs<",
         "fault: image (2)",
         "discarded (1)",
+        "fault: poisoned (1)",
         "loaded ahead (1)",
         "all loaded ahead",
     ] {
@@ -75,7 +81,7 @@ fn the_picture_has_title_axes_units_and_a_legend_of_what_is_there() {
 proptest! {
     #[test]
     fn any_trace_has_a_picture_of_a_bounded_size(
-        records in prop::collection::vec((0usize..8, any::<u64>(), 0u64..1 << 18, 1u64..1 << 18, any::<u32>()), 0..400)
+        records in prop::collection::vec((0usize..9, any::<u64>(), 0u64..1 << 18, 1u64..1 << 18, any::<u32>()), 0..400)
     ) {
         let records = records.into_iter().map(|(kind, at, page, pages, latency)| Record {
             at: Duration::from_nanos(at),

@@ -22,7 +22,7 @@ fn written(records: impl IntoIterator<Item = Record>) -> Vec<u8> {
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
-    (any::<u64>(), 0u64..1 << 30, 0u64..1 << 30, any::<u32>(), 0usize..8, any::<bool>()).prop_map(
+    (any::<u64>(), 0u64..1 << 30, 0u64..1 << 30, any::<u32>(), 0usize..9, any::<bool>()).prop_map(
         |(at, offset, length, latency, kind, write)| Record {
             at: Duration::from_nanos(at),
             offset,
@@ -60,6 +60,28 @@ fn the_bytes_are_those_of_the_documented_format() {
         ]
         .concat()
     );
+}
+
+#[test]
+fn every_kind_keeps_its_number_and_those_that_somebody_waited_for_are_counted_apart() {
+    let numbered = |kind: Kind| (kind as u8, kind.word(), kind.is_fault());
+    assert_eq!(
+        Kind::ALL.map(numbered),
+        [
+            (1, "image", true),
+            (2, "zero", true),
+            (3, "refill", true),
+            (4, "exists", true),
+            (5, "unmapped", true),
+            (6, "replay", false),
+            (7, "prefetch", false),
+            (8, "remove", false),
+            (9, "poison", true),
+            (255, "full", false),
+        ]
+    );
+    // The state has a word for each of them.
+    assert!(Kind::ALL.iter().all(|kind| !kind.is_fault() || (*kind as usize) < 32));
 }
 
 #[test]
