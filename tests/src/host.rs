@@ -40,8 +40,7 @@ impl TestHost {
     /// When the test does, or leaves something behind.
     pub fn run(vmm: Vmm, vcpus: u32, name: &str, test: fn(&TestHost)) {
         if let Err(reason) = usable(vmm) {
-            skip::report(name, &reason);
-            return;
+            return skip::here(reason);
         }
         let _turn = turn(name);
         let host = Self::new(vmm, vcpus);

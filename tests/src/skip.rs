@@ -3,9 +3,11 @@
 use std::fmt::Display;
 use std::io::Write;
 
-/// Says that the test `name` did not run and why: `SKIPPED: name: reason` on stderr, and appended to the file that
-/// `WRENN_TEST_SKIPS` names, from which the runner prints them at its end.
-pub fn report(name: &str, reason: &str) {
+/// Says that the test whose thread this is did not run and why: `SKIPPED: name: reason` on stderr, and appended to the file
+/// that `WRENN_TEST_SKIPS` names, from which the runner prints them at its end.
+pub fn here(reason: impl Display) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or_default();
     let line = format!("SKIPPED: {name}: {reason}\n");
     // Past the test harness, which swallows the output of tests that pass.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
@@ -18,9 +20,4 @@ pub fn report(name: &str, reason: &str) {
     if let Err(error) = appended {
         panic!("{name} cannot report that it was skipped ({reason}): {}: {error}", path.display());
     }
-}
-
-/// As [`report`], of the test whose thread this is.
-pub fn here(reason: impl Display) {
-    report(std::thread::current().name().unwrap_or_default(), &reason.to_string());
 }

@@ -391,13 +391,13 @@ fn a_reply_that_nobody_reads_leaves_no_disk() {
 struct Small(PathBuf);
 
 impl Small {
-    fn new(test: &str, dir: PathBuf, size: &str) -> Option<Self> {
+    fn new(dir: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir_all(&dir).unwrap();
         let options = format!("size={size}");
         match mount(Some("small"), &dir, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())) {
             Ok(()) => Some(Self(dir)),
             Err(errno) => {
-                skip::report(test, &format!("mounting a tmpfs needs CAP_SYS_ADMIN: {errno}"));
+                skip::here(format!("mounting a tmpfs needs CAP_SYS_ADMIN: {errno}"));
                 None
             }
         }
@@ -417,8 +417,7 @@ impl Drop for Small {
 #[test]
 fn a_full_file_system_ends_it_as_exhausted_and_nothing_is_left() {
     let bench = Bench::new();
-    let test = "a_full_file_system_ends_it_as_exhausted_and_nothing_is_left";
-    let Some(small) = Small::new(test, bench.roots.dir().join("small"), "256k") else { return };
+    let Some(small) = Small::new(bench.roots.dir().join("small"), "256k") else { return };
     let document = bench.create("sb-1");
     let at = |name: &str| format!("{}/{name}", small.0.display());
 
@@ -435,8 +434,7 @@ fn a_full_file_system_ends_it_as_exhausted_and_nothing_is_left() {
 #[test]
 fn a_pause_on_another_file_system_is_a_copy() {
     let bench = Bench::new();
-    let test = "a_pause_on_another_file_system_is_a_copy";
-    let Some(other) = Small::new(test, bench.roots.dir().join("other"), "16m") else { return };
+    let Some(other) = Small::new(bench.roots.dir().join("other"), "16m") else { return };
     let pause = format!("snapshot.dir={}", other.0.display());
     let paused = bench.with("remove", &[&pause], &bench.create("sb-1")).success().reply();
     same(&other.0.join("rootfs.cow"), &bench.content);

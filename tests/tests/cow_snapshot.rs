@@ -25,9 +25,9 @@ struct Bench {
 
 impl Bench {
     /// `None`, and a report, where there is no device-mapper.
-    fn new(test: &str) -> Option<Self> {
+    fn new() -> Option<Self> {
         if let Err(error) = File::open("/dev/mapper/control") {
-            skip::report(test, &format!("needs device-mapper (scripts/lab has it): {error}"));
+            skip::here(format!("needs device-mapper (scripts/lab has it): {error}"));
             return None;
         }
         // Names of devices are the host's: one test at a time.
@@ -163,7 +163,7 @@ fn refused(output: Output, status: i32, code: &str, mentions: &str) {
 
 #[test]
 fn privileged_a_disk_holds_what_was_written_through_pause_resume_and_flatten() {
-    let Some(bench) = Bench::new("privileged_a_disk_holds_what_was_written") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut model = bench.content.clone();
     let document = bench.create("sb-1");
     let cow = &document["cow"];
@@ -230,7 +230,7 @@ fn privileged_a_disk_holds_what_was_written_through_pause_resume_and_flatten() {
 
 #[test]
 fn privileged_a_flatten_while_the_guest_writes_is_one_moment_of_the_disk() {
-    let Some(bench) = Bench::new("privileged_a_flatten_while_the_guest_writes") else { return };
+    let Some(bench) = Bench::new() else { return };
     let document = bench.create("sb-1");
     let device = path(&document["cow"]["device"]).to_owned();
     // Block n holds the number of the round that wrote it last; a round writes all blocks in order.
@@ -276,7 +276,7 @@ fn privileged_a_flatten_while_the_guest_writes_is_one_moment_of_the_disk() {
 
 #[test]
 fn privileged_disks_made_at_once_share_the_image_and_nothing_else() {
-    let Some(bench) = Bench::new("privileged_disks_made_at_once_share_the_image") else { return };
+    let Some(bench) = Bench::new() else { return };
     let children: Vec<_> = (0..6)
         .map(|n| {
             let mut create = bench.cow(&["create", &format!("id=sb-{n}")]);
@@ -312,7 +312,7 @@ fn privileged_disks_made_at_once_share_the_image_and_nothing_else() {
 
 #[test]
 fn privileged_a_name_is_taken_once_and_another_roots_disk_is_not_touched() {
-    let Some(bench) = Bench::new("privileged_a_name_is_taken_once") else { return };
+    let Some(bench) = Bench::new() else { return };
     let other = bench.another();
     let mut model = bench.content.clone();
     let document = bench.create("sb-1");
@@ -337,7 +337,7 @@ fn privileged_a_name_is_taken_once_and_another_roots_disk_is_not_touched() {
 
 #[test]
 fn privileged_a_disk_in_use_is_refused_with_who_uses_it_and_stays() {
-    let Some(bench) = Bench::new("privileged_a_disk_in_use_is_refused") else { return };
+    let Some(bench) = Bench::new() else { return };
     let document = bench.create("sb-1");
     let device = path(&document["cow"]["device"]).to_owned();
     let mut user = Command::new("sleep").arg("300").stdin(File::open(&device).unwrap()).spawn().unwrap();
@@ -359,7 +359,7 @@ fn privileged_a_disk_in_use_is_refused_with_who_uses_it_and_stays() {
 
 #[test]
 fn privileged_gc_removes_what_was_left_and_wakes_what_is_kept() {
-    let Some(bench) = Bench::new("privileged_gc_removes_what_was_left") else { return };
+    let Some(bench) = Bench::new() else { return };
     let [kept, gone] = ["kept", "gone"].map(|id| bench.create(id));
     // By hand: a file attached where no device is, a device without a table, a node of a device long gone.
     let live = bench.roots.root().join("sandboxes/half/live/rootfs.cow");
@@ -409,7 +409,7 @@ fn privileged_gc_removes_what_was_left_and_wakes_what_is_kept() {
 
 #[test]
 fn privileged_killed_at_any_moment_only_leaves_what_gc_removes() {
-    let Some(bench) = Bench::new("privileged_killed_at_any_moment") else { return };
+    let Some(bench) = Bench::new() else { return };
     let started = Instant::now();
     bench.with("delete", &[], &bench.create("sb-1")).success();
     let whole = started.elapsed() / 2;
@@ -453,7 +453,7 @@ fn privileged_killed_at_any_moment_only_leaves_what_gc_removes() {
 
 #[test]
 fn privileged_what_cannot_be_brought_up_leaves_nothing() {
-    let Some(bench) = Bench::new("privileged_what_cannot_be_brought_up") else { return };
+    let Some(bench) = Bench::new() else { return };
     // A reply that nobody reads.
     let rootfs = format!("rootfs={}", bench.image.display());
     assert_eq!(bench.cow(&["create", "id=sb-1", &rootfs]).run_unread(), Some(8));
@@ -492,7 +492,7 @@ fn privileged_what_cannot_be_brought_up_leaves_nothing() {
 
 #[test]
 fn privileged_a_full_file_system_below_a_disk_shows_in_its_status_and_stops_its_restore() {
-    let Some(bench) = Bench::new("privileged_a_full_file_system_below_a_disk") else { return };
+    let Some(bench) = Bench::new() else { return };
     let small = Small::new(bench.roots.dir().join("small"));
     let mut request = bench.request("sb-1");
     request["file"] = json!(small.0.join("disk"));
@@ -533,7 +533,7 @@ impl Drop for Small {
 
 #[test]
 fn privileged_a_paused_file_is_shared_not_copied_where_the_file_system_can() {
-    let Some(bench) = Bench::new("privileged_a_paused_file_is_shared") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut model = bench.content.clone();
     let mut document = bench.create("sb-1");
     scribble(path(&document["cow"]["device"]), &mut model, 1, 200);

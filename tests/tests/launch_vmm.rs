@@ -47,10 +47,10 @@ struct Bench {
 
 impl Bench {
     /// Runs a test, or says why not.
-    fn run(vmm: Vmm, vcpus: u32, name: &str, test: fn(&Self)) {
+    fn run(vmm: Vmm, vcpus: u32, _name: &str, test: fn(&Self)) {
         match vmm.program().and_then(|_| images::available()) {
             Ok(()) => test(&Self::new(vmm, vcpus)),
-            Err(reason) => skip::report(name, &reason),
+            Err(reason) => skip::here(reason),
         }
     }
 

@@ -22,7 +22,7 @@ struct Host {
 
 impl Host {
     /// A host; `None`, reported, where there can be none.
-    fn new(test: &str) -> Option<Self> {
+    fn new() -> Option<Self> {
         let roots = Roots::new();
         let images = roots.root().join("images/minimal");
         fs::create_dir_all(&images).unwrap();
@@ -31,7 +31,7 @@ impl Host {
         fs::write(roots.root().join("kernels/vmlinux"), b"not a kernel").unwrap();
         let probe = roots.program("wrenn-net").args(["create", "id=probe"]).run();
         if probe.status == Some(5) {
-            skip::report(test, probe.reply()["error"]["message"].as_str().unwrap_or_default());
+            skip::here(probe.reply()["error"]["message"].as_str().unwrap_or_default());
             return None;
         }
         roots.program("wrenn-net").args(["remove", "-"]).stdin(probe.success().stdout).run().success();
@@ -102,9 +102,7 @@ fn end(document: &Value, section: &str) {
 
 #[test]
 fn an_idle_sandbox_is_paused_told_once_and_wakes_with_its_memory() {
-    let Some(host) = Host::new("an_idle_sandbox_is_paused_told_once_and_wakes_with_its_memory") else {
-        return;
-    };
+    let Some(host) = Host::new() else { return };
     host.create("idle", &["--timeout", "1"]);
     host.create("forever", &[]);
     assert_eq!(host.drain(), json!([]));
@@ -138,7 +136,7 @@ fn an_idle_sandbox_is_paused_told_once_and_wakes_with_its_memory() {
 
 #[test]
 fn a_reply_that_nobody_reads_was_not_told() {
-    let Some(host) = Host::new("a_reply_that_nobody_reads_was_not_told") else { return };
+    let Some(host) = Host::new() else { return };
     host.create("idle", &["--timeout", "1"]);
     host.watch(&[]).until("paused");
     assert_ne!(host.wrenn(&["watch", "--drain"]).run_unread(), Some(0));
@@ -147,7 +145,7 @@ fn a_reply_that_nobody_reads_was_not_told() {
 
 #[test]
 fn pings_commands_and_open_connections_keep_a_sandbox_awake() {
-    let Some(host) = Host::new("pings_commands_and_open_connections_keep_a_sandbox_awake") else { return };
+    let Some(host) = Host::new() else { return };
     let timeout = Duration::from_secs(2);
     let document = host.create("used", &["--timeout", "2"]);
     let mut watch = host.watch(&[]);
@@ -190,9 +188,7 @@ fn pings_commands_and_open_connections_keep_a_sandbox_awake() {
 
 #[test]
 fn a_pause_that_fails_is_told_and_tried_again_and_nothing_is_destroyed() {
-    let Some(host) = Host::new("a_pause_that_fails_is_told_and_tried_again_and_nothing_is_destroyed") else {
-        return;
-    };
+    let Some(host) = Host::new() else { return };
     host.create("stubborn", &["--timeout", "1"]);
     host.order("stubborn", "refuse /snapshot/create there is no space");
     let mut watch = host.watch(&[]);
@@ -210,7 +206,7 @@ fn a_pause_that_fails_is_told_and_tried_again_and_nothing_is_destroyed() {
 
 #[test]
 fn a_sandbox_that_is_to_be_destroyed_when_idle_is() {
-    let Some(host) = Host::new("a_sandbox_that_is_to_be_destroyed_when_idle_is") else { return };
+    let Some(host) = Host::new() else { return };
     host.wrenn(&["create", "--on-expiry", "explode"]).run().status_is(2);
     host.create("brief", &["--timeout", "1", "--on-expiry", "destroy"]);
     let mut watch = host.watch(&[]);
@@ -224,10 +220,7 @@ fn a_sandbox_that_is_to_be_destroyed_when_idle_is() {
 
 #[test]
 fn a_vm_that_dies_is_failed_with_its_last_words_and_wakes_from_its_last_pause() {
-    let Some(host) = Host::new("a_vm_that_dies_is_failed_with_its_last_words_and_wakes_from_its_last_pause")
-    else {
-        return;
-    };
+    let Some(host) = Host::new() else { return };
     host.create("mortal", &[]);
     host.does(&["pause", "mortal"]);
     let running = host.does(&["resume", "mortal"]);
@@ -289,7 +282,7 @@ fn a_vm_that_dies_is_failed_with_its_last_words_and_wakes_from_its_last_pause() 
 
 #[test]
 fn what_somebody_else_does_to_a_sandbox_is_no_failure() {
-    let Some(host) = Host::new("what_somebody_else_does_to_a_sandbox_is_no_failure") else { return };
+    let Some(host) = Host::new() else { return };
     let mut watch = host.watch(&[]);
     host.create("one", &[]);
     assert_eq!(watch.until("adopted")["id"], "one");
@@ -308,7 +301,7 @@ fn what_somebody_else_does_to_a_sandbox_is_no_failure() {
 
 #[test]
 fn killed_and_started_again_it_disturbs_nothing_and_knows_all() {
-    let Some(host) = Host::new("killed_and_started_again_it_disturbs_nothing_and_knows_all") else { return };
+    let Some(host) = Host::new() else { return };
     let document = host.create("steady", &[]);
     let path = host.roots.root().join("sandboxes/steady/sandbox.json");
     let before = fs::read(&path).unwrap();
@@ -329,7 +322,7 @@ fn killed_and_started_again_it_disturbs_nothing_and_knows_all() {
 
 #[test]
 fn killed_in_the_middle_of_a_pause_it_is_made_good_by_the_next() {
-    let Some(host) = Host::new("killed_in_the_middle_of_a_pause_it_is_made_good_by_the_next") else { return };
+    let Some(host) = Host::new() else { return };
     host.create("cut", &["--timeout", "1"]);
     let other = host.create("other", &[]);
     host.order("cut", "hang /snapshot/create");
@@ -355,7 +348,7 @@ fn killed_in_the_middle_of_a_pause_it_is_made_good_by_the_next() {
 
 #[test]
 fn there_is_one_watch_for_each_root() {
-    let Some(host) = Host::new("there_is_one_watch_for_each_root") else { return };
+    let Some(host) = Host::new() else { return };
     let watch = host.watch(&[]);
     let refused = host.wrenn(&["watch", "--once"]).run().status_is(4).reply();
     assert_eq!(refused["error"]["code"], "watch.running");
@@ -368,7 +361,7 @@ fn there_is_one_watch_for_each_root() {
 
 #[test]
 fn readiness_is_told_to_the_service_manager() {
-    let Some(host) = Host::new("readiness_is_told_to_the_service_manager") else { return };
+    let Some(host) = Host::new() else { return };
     let socket = host.roots.dir().join("notify");
     let heard = UnixDatagram::bind(&socket).unwrap();
     heard.set_read_timeout(Some(LIMIT)).unwrap();
@@ -420,7 +413,7 @@ fn traffic(veth: &Value) -> [u64; 2] {
 
 #[test]
 fn samples_say_what_proc_and_sys_say() {
-    let Some(host) = Host::new("samples_say_what_proc_and_sys_say") else { return };
+    let Some(host) = Host::new() else { return };
     host.create("sampled", &["--template", "minimal"]);
     host.does(&["pause", "sampled"]);
     let running = host.does(&["resume", "sampled"]);
@@ -466,7 +459,7 @@ fn samples_say_what_proc_and_sys_say() {
 
 #[test]
 fn top_draws_as_many_tables_as_it_is_asked_to() {
-    let Some(host) = Host::new("top_draws_as_many_tables_as_it_is_asked_to") else { return };
+    let Some(host) = Host::new() else { return };
     host.create("busy", &[]);
     host.create("paused", &[]);
     host.does(&["pause", "paused"]);

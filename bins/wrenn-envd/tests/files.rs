@@ -95,7 +95,7 @@ fn forms_that_do_not_say_where_to_are_refused() {
 
 #[test]
 fn privileged_files_and_new_directories_belong_to_the_user() {
-    if !root_or_skip("privileged_files_and_new_directories_belong_to_the_user") {
+    if !root_or_skip() {
         return;
     }
     let agent = Agent::start();

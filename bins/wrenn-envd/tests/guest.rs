@@ -139,7 +139,7 @@ fn patiently<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn privileged_pid_1_mounts_names_serves_and_reaps() {
-    if !root_or_skip("privileged_pid_1_mounts_names_serves_and_reaps") {
+    if !root_or_skip() {
         return;
     }
     let guest = Guest::start();
@@ -162,7 +162,7 @@ fn privileged_pid_1_mounts_names_serves_and_reaps() {
 
 #[test]
 fn privileged_pid_1_becomes_who_it_is_told_to_be_and_answers_what_the_kernel_says() {
-    if !root_or_skip("privileged_pid_1_becomes_who_it_is_told_to_be_and_answers_what_the_kernel_says") {
+    if !root_or_skip() {
         return;
     }
     let guest = Guest::start();
@@ -216,7 +216,7 @@ fn privileged_pid_1_becomes_who_it_is_told_to_be_and_answers_what_the_kernel_say
 
 #[test]
 fn privileged_pid_1_lets_everything_end_before_the_guest_does() {
-    if !root_or_skip("privileged_pid_1_lets_everything_end_before_the_guest_does") {
+    if !root_or_skip() {
         return;
     }
     for signal in ["TERM", "INT"] {
@@ -243,7 +243,7 @@ fn privileged_pid_1_lets_everything_end_before_the_guest_does() {
 
 #[test]
 fn privileged_pid_1_that_cannot_serve_says_so_and_restarts() {
-    if !root_or_skip("privileged_pid_1_that_cannot_serve_says_so_and_restarts") {
+    if !root_or_skip() {
         return;
     }
     let guest = Guest::start();

@@ -60,7 +60,7 @@ fn the_working_directory_is_the_requests_else_the_hosts_else_home() {
 
 #[test]
 fn privileged_a_process_runs_as_the_user_it_is_asked_for() {
-    if !root_or_skip("privileged_a_process_runs_as_the_user_it_is_asked_for") {
+    if !root_or_skip() {
         return;
     }
     let agent = Agent::start();

@@ -33,7 +33,7 @@ fn clean(host: &PrivateHost) -> BTreeSet<String> {
 
 #[test]
 fn as_root_remove_without_a_section_takes_what_carries_the_mark_and_nothing_else() {
-    on_private_host("remove_without_a_section_takes_what_carries_the_mark_and_nothing_else", |host| {
+    on_private_host(|host| {
         let before = clean(host);
         host.create("lost", Some(11));
         host.create("lost", Some(12));
@@ -53,7 +53,7 @@ fn as_root_remove_without_a_section_takes_what_carries_the_mark_and_nothing_else
 
 #[test]
 fn as_root_a_slot_comes_as_the_design_says_and_goes_without_a_trace() {
-    on_private_host("a_slot_comes_as_the_design_says_and_goes_without_a_trace", |host| {
+    on_private_host(|host| {
         let before = clean(host);
         let document = host.create("a", Some(7));
         assert_eq!(
@@ -83,7 +83,7 @@ fn as_root_a_slot_comes_as_the_design_says_and_goes_without_a_trace() {
 
 #[test]
 fn as_root_the_lowest_free_slot_is_taken_and_two_roots_share_them() {
-    on_private_host("the_lowest_free_slot_is_taken_and_two_roots_share_them", |host| {
+    on_private_host(|host| {
         let other = another();
         assert_eq!(net_of(&host.create("a", None)), 1);
         assert_eq!(net_of(&other.create("a", None)), 2);
@@ -104,7 +104,7 @@ fn as_root_the_lowest_free_slot_is_taken_and_two_roots_share_them() {
 
 #[test]
 fn as_root_slots_taken_at_once_are_all_different() {
-    on_private_host("slots_taken_at_once_are_all_different", |host| {
+    on_private_host(|host| {
         let ids: Vec<_> = (0..16).map(|n| format!("s{n}")).collect();
         let children: Vec<_> = ids
             .iter()
@@ -122,7 +122,7 @@ fn as_root_slots_taken_at_once_are_all_different() {
 
 #[test]
 fn as_root_an_old_document_does_not_take_down_the_slots_next_tenant() {
-    on_private_host("an_old_document_does_not_take_down_the_slots_next_tenant", |host| {
+    on_private_host(|host| {
         let other = another();
         let old = host.create("a", Some(7));
         host.net("remove id=a net.slot:=7").success();
@@ -141,7 +141,7 @@ fn as_root_an_old_document_does_not_take_down_the_slots_next_tenant() {
 
 #[test]
 fn as_root_remove_takes_down_whatever_is_left_of_a_slot() {
-    on_private_host("remove_takes_down_whatever_is_left_of_a_slot", |host| {
+    on_private_host(|host| {
         let before = clean(host);
         let damages: [&[(&str, &str)]; 6] = [
             &[],
@@ -176,7 +176,7 @@ fn as_root_remove_takes_down_whatever_is_left_of_a_slot() {
 
 #[test]
 fn as_root_gc_takes_what_nobody_keeps_and_nothing_of_another_root() {
-    on_private_host("gc_takes_what_nobody_keeps_and_nothing_of_another_root", |host| {
+    on_private_host(|host| {
         let before = clean(host);
         let other = another();
         run(
@@ -220,7 +220,7 @@ fn as_root_gc_takes_what_nobody_keeps_and_nothing_of_another_root() {
 
 #[test]
 fn as_root_whatever_a_kill_leaves_gc_removes() {
-    on_private_host("whatever_a_kill_leaves_gc_removes", |host| {
+    on_private_host(|host| {
         let before = clean(host);
         // Both verbs take a few milliseconds: this cuts them everywhere, the start of the program included.
         for (n, verb) in (0..50).flat_map(|n| [(n, "create"), (n, "remove")]) {
@@ -240,7 +240,7 @@ fn as_root_whatever_a_kill_leaves_gc_removes() {
 
 #[test]
 fn as_root_a_create_that_fails_or_whose_reply_is_lost_leaves_the_host_as_it_was() {
-    on_private_host("a_create_that_fails_or_whose_reply_is_lost_leaves_the_host_as_it_was", |host| {
+    on_private_host(|host| {
         host.create("first", Some(1));
         // In the way of a late step.
         run("ip", "route add unreachable 10.11.0.7/32");
@@ -257,7 +257,7 @@ fn as_root_a_create_that_fails_or_whose_reply_is_lost_leaves_the_host_as_it_was(
 
 #[test]
 fn as_root_the_slots_run_out() {
-    on_private_host("the_slots_run_out", |host| {
+    on_private_host(|host| {
         host.create("a", None);
         for slot in 2..=32767 {
             fs::write(format!("/run/netns/wrenn-ns-{slot}"), "").unwrap();

@@ -64,7 +64,7 @@ fn a_document_without_a_network_has_nothing_to_remove() {
 
 #[test]
 fn as_root_a_taken_slot_is_a_conflict_and_its_tenant_does_not_notice() {
-    on_private_host("a_taken_slot_is_a_conflict_and_its_tenant_does_not_notice", |host| {
+    on_private_host(|host| {
         host.create("a", Some(7));
         let before = traces();
         for id in ["a", "b"] {
@@ -80,7 +80,7 @@ fn as_root_a_taken_slot_is_a_conflict_and_its_tenant_does_not_notice() {
 
 #[test]
 fn as_root_without_a_capability_or_the_tun_device_it_says_what_is_missing() {
-    on_private_host("without_a_capability_or_the_tun_device_it_says_what_is_missing", |host| {
+    on_private_host(|host| {
         host.create("a", Some(7));
         let before = traces();
         let wrenn_net = wrenn_tests::program::path("wrenn-net");

@@ -35,7 +35,7 @@ fn local(socket: &UdpSocket) -> SocketAddrV4 {
 
 #[test]
 fn as_root_what_the_host_sends_to_the_slots_address_arrives_at_the_guest_and_the_answer_returns() {
-    on_private_host("what_the_host_sends_to_the_slots_address_arrives_at_the_guest", |host| {
+    on_private_host(|host| {
         for slot in [7, 300, 32767] {
             host.create(&format!("s{slot}"), Some(slot));
             let guest = Guest::attach(slot);
@@ -59,7 +59,7 @@ fn as_root_what_the_host_sends_to_the_slots_address_arrives_at_the_guest_and_the
 
 #[test]
 fn as_root_what_the_guest_sends_leaves_under_the_slots_address_and_outside_under_the_hosts() {
-    on_private_host("what_the_guest_sends_leaves_under_the_slots_address", |host| {
+    on_private_host(|host| {
         host.create("a", Some(7));
         let guest = Guest::attach(7);
 
@@ -90,7 +90,7 @@ fn as_root_what_the_guest_sends_leaves_under_the_slots_address_and_outside_under
 
 #[test]
 fn as_root_no_guest_reaches_another_or_sends_under_an_address_that_is_not_its_own() {
-    on_private_host("no_guest_reaches_another_or_sends_under_an_address_that_is_not_its_own", |host| {
+    on_private_host(|host| {
         host.create("a", Some(7));
         host.create("b", Some(8));
         let (a, b) = (Guest::attach(7), Guest::attach(8));
@@ -121,7 +121,7 @@ fn as_root_no_guest_reaches_another_or_sends_under_an_address_that_is_not_its_ow
 
 #[test]
 fn as_root_a_guest_that_moves_to_another_slot_notices_nothing() {
-    on_private_host("a_guest_that_moves_to_another_slot_notices_nothing", |host| {
+    on_private_host(|host| {
         let outside = host.outside();
         for slot in [7, 8] {
             host.create("a", Some(slot));
@@ -140,20 +140,14 @@ fn as_root_a_guest_that_moves_to_another_slot_notices_nothing() {
 
 #[test]
 fn as_root_the_rules_are_as_nft_reads_them_and_do_not_grow_with_the_slots() {
-    on_private_host(
-        "the_rules_are_as_nft_reads_them_and_do_not_grow_with_the_slots",
-        |host: &PrivateHost| {
-            host.create("a", Some(7));
-            let one = run("nft", "list ruleset");
-            assert_eq!(one, include_str!("golden/host.nft"));
-            assert_eq!(
-                run("ip", "netns exec wrenn-ns-7 nft list ruleset"),
-                include_str!("golden/slot-7.nft")
-            );
-            for slot in 8..20 {
-                host.create(&format!("s{slot}"), Some(slot));
-            }
-            assert_eq!(run("nft", "list ruleset"), one);
-        },
-    );
+    on_private_host(|host: &PrivateHost| {
+        host.create("a", Some(7));
+        let one = run("nft", "list ruleset");
+        assert_eq!(one, include_str!("golden/host.nft"));
+        assert_eq!(run("ip", "netns exec wrenn-ns-7 nft list ruleset"), include_str!("golden/slot-7.nft"));
+        for slot in 8..20 {
+            host.create(&format!("s{slot}"), Some(slot));
+        }
+        assert_eq!(run("nft", "list ruleset"), one);
+    });
 }

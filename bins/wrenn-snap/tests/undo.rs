@@ -36,10 +36,7 @@ fn a_full_disk_leaves_everything_as_it_was() {
     let _tiny = match Tiny::mount(&bench.path("tiny"), 64 << 10) {
         Ok(tiny) => tiny,
         Err(errno) => {
-            return skip::report(
-                "a_full_disk_leaves_everything_as_it_was",
-                &format!("cannot mount a tmpfs: {errno}"),
-            );
+            return skip::here(format!("cannot mount a tmpfs: {errno}"));
         }
     };
     bench.full("raw", &(0..64).collect::<Vec<u8>>());
@@ -74,10 +71,7 @@ fn a_full_disk_after_the_raw_file_was_taken_gives_it_back() {
     let pages = 512;
     let _tiny = match Tiny::mount(&bench.path("tiny"), (pages as u64 + 4) * 4096) {
         Ok(tiny) => tiny,
-        Err(errno) => {
-            let name = "a_full_disk_after_the_raw_file_was_taken_gives_it_back";
-            return skip::report(name, &format!("cannot mount a tmpfs: {errno}"));
-        }
+        Err(errno) => return skip::here(format!("cannot mount a tmpfs: {errno}")),
     };
     // No page is zeros, so that packing frees nothing; every other one is unchanged, so that the header is long.
     let values: Vec<u8> = (0..pages).map(|page| (page % 7) as u8 + 1).collect();

@@ -25,9 +25,9 @@ echo cpus $(busybox nproc)";
 
 /// Reports the test as skipped where it cannot run.
 macro_rules! needs_a_guest {
-    ($name:literal) => {
+    () => {
         if let Some(reason) = guest::missing() {
-            return skip::report($name, &reason);
+            return skip::here(reason);
         }
     };
 }
@@ -71,13 +71,13 @@ fn stock(kernel: &str, vcpus: u8) {
 
 #[test]
 fn privileged_a_stock_vmlinux_boots_with_one_vcpu_and_resets() {
-    needs_a_guest!("privileged_a_stock_vmlinux_boots_with_one_vcpu_and_resets");
+    needs_a_guest!();
     stock("kernel", 1);
 }
 
 #[test]
 fn privileged_a_stock_bzimage_boots_with_two_vcpus_and_resets() {
-    needs_a_guest!("privileged_a_stock_bzimage_boots_with_two_vcpus_and_resets");
+    needs_a_guest!();
     stock("vmlinuz", 2);
 }
 
@@ -133,21 +133,21 @@ fn lives_on(vcpus: u8, arguments: &str, end: &str) -> (Console, Exit) {
 
 #[test]
 fn privileged_a_guest_lives_through_three_restores_and_powers_off() {
-    needs_a_guest!("privileged_a_guest_lives_through_three_restores_and_powers_off");
+    needs_a_guest!();
     let (console, exit) = lives_on(1, "", "busybox poweroff -f");
     assert_eq!((console.lines("cpus"), exit), (vec!["1".into()], Exit::Reset));
 }
 
 #[test]
 fn privileged_two_vcpus_live_through_three_restores_and_reset() {
-    needs_a_guest!("privileged_two_vcpus_live_through_three_restores_and_reset");
+    needs_a_guest!();
     let (console, exit) = lives_on(2, "", "busybox reboot -f"); // by the BIOS
     assert_eq!((console.lines("cpus"), exit), (vec!["2".into()], Exit::Reset));
 }
 
 #[test]
 fn privileged_a_triple_fault_of_one_of_four_vcpus_is_a_crash() {
-    needs_a_guest!("privileged_a_triple_fault_of_one_of_four_vcpus_is_a_crash");
+    needs_a_guest!();
     let initrd = initrd("echo cpus $(busybox nproc)\nbusybox reboot -f");
     let config = config("vmlinuz", initrd.path(), 4, "reboot=t");
     let (ram, console) = (Ram::fresh(MEMORY).unwrap(), Console::default());

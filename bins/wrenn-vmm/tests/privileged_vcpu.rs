@@ -110,16 +110,16 @@ fn rax(state: &VcpuState) -> u64 {
 }
 
 macro_rules! needs_kvm {
-    ($name:literal) => {
+    () => {
         if let Err(error) = Host::open() {
-            return skip::report($name, &format!("needs KVM (scripts/lab has it): {error}"));
+            return skip::here(format!("needs KVM (scripts/lab has it): {error}"));
         }
     };
 }
 
 #[test]
 fn privileged_a_vcpu_that_waits_is_an_error_and_obeys_later() {
-    needs_kvm!("privileged_a_vcpu_that_waits_is_an_error_and_obeys_later");
+    needs_kvm!();
     let bench = Bench::new(memory());
     let vcpu = bench.boot(ECHO, 0);
     vcpu.run().unwrap();
@@ -142,7 +142,7 @@ fn privileged_a_vcpu_that_waits_is_an_error_and_obeys_later() {
 
 #[test]
 fn privileged_an_access_that_had_begun_is_complete_in_the_saved_state() {
-    needs_kvm!("privileged_an_access_that_had_begun_is_complete_in_the_saved_state");
+    needs_kvm!();
     let first = Bench::new(memory());
     let vcpu = first.boot(ECHO, 0);
     vcpu.run().unwrap();
@@ -168,7 +168,7 @@ fn privileged_an_access_that_had_begun_is_complete_in_the_saved_state() {
 
 #[test]
 fn privileged_the_log_holds_exactly_the_pages_that_were_written() {
-    needs_kvm!("privileged_the_log_holds_exactly_the_pages_that_were_written");
+    needs_kvm!();
     // mov [0x5000], al; mov [0x7fff], ax (two pages); then wait for a value.
     let code = [&[0xa2, 0x00, 0x50, 0xa3, 0xff, 0x7f][..], ECHO].concat();
     let bench = Bench::new(memory());
@@ -189,7 +189,7 @@ fn privileged_the_log_holds_exactly_the_pages_that_were_written() {
 
 #[test]
 fn privileged_a_guest_that_cannot_go_on_says_why() {
-    needs_kvm!("privileged_a_guest_that_cannot_go_on_says_why");
+    needs_kvm!();
     // lidt [0x2000] (zeros: no interrupt has a handler); int3
     let bench = Bench::new(memory());
     let vcpu = bench.boot(&[0x0f, 0x01, 0x1e, 0x00, 0x20, 0xcc], 0);
@@ -205,7 +205,7 @@ fn privileged_a_guest_that_cannot_go_on_says_why() {
 
 #[test]
 fn privileged_a_vcpu_whose_thread_panics_ends_the_machine() {
-    needs_kvm!("privileged_a_vcpu_whose_thread_panics_ends_the_machine");
+    needs_kvm!();
     let mut bench = Bench::new(memory());
     bench.begun = channel().1; // nobody hears that a read begins: the device panics
     let vcpu = bench.boot(ECHO, 0);
@@ -216,7 +216,7 @@ fn privileged_a_vcpu_whose_thread_panics_ends_the_machine() {
 
 #[test]
 fn privileged_a_register_that_cannot_be_set_is_named() {
-    needs_kvm!("privileged_a_register_that_cannot_be_set_is_named");
+    needs_kvm!();
     let bench = Bench::new(memory());
     let vcpu = bench.boot(ECHO, 0);
     let state = vcpu.save().unwrap().wait(soon()).unwrap().unwrap();

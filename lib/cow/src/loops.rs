@@ -98,9 +98,9 @@ mod tests {
     }
 
     /// `None`, and a line that says so, where there are no loop devices to be had.
-    fn bench(test: &str) -> Option<Bench> {
+    fn bench() -> Option<Bench> {
         if let Err(error) = OpenOptions::new().write(true).open("/dev/loop-control") {
-            wrenn_tests::skip::report(test, &format!("loop devices cannot be used: {error}"));
+            wrenn_tests::skip::here(format!("loop devices cannot be used: {error}"));
             return None;
         }
         let dir = tempfile::Builder::new().prefix("wrenn-cow-").tempdir().unwrap();
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn those_who_attach_an_image_at_once_share_one_device_that_goes_with_the_last() {
-        let Some(bench) = bench("those_who_attach_an_image_at_once_share_one_device") else { return };
+        let Some(bench) = bench() else { return };
         let barrier = std::sync::Barrier::new(16);
         let mut devices: Vec<LoopDevice> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..16)
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn another_root_and_an_image_that_was_replaced_have_devices_of_their_own() {
-        let Some(bench) = bench("another_root_and_an_image_that_was_replaced") else { return };
+        let Some(bench) = bench() else { return };
         let first = bench.share("root");
         assert_ne!(bench.share("other").path(), first.path());
 
@@ -182,9 +182,7 @@ mod tests {
 
     #[test]
     fn a_device_that_somebody_else_attached_otherwise_is_not_shared() {
-        let Some(bench) = bench("a_device_that_somebody_else_attached_otherwise_is_not_shared") else {
-            return;
-        };
+        let Some(bench) = bench() else { return };
         let host = bench.host("root");
         let label = Owner::new(&host, wire::Id::new("sb-1").unwrap()).origin_label();
         let file = OpenOptions::new().read(true).write(true).open(&bench.image).unwrap();
@@ -200,7 +198,7 @@ mod tests {
 
     #[test]
     fn users_of_a_file_are_found_and_no_others() {
-        let Some(bench) = bench("users_of_a_file_are_found_and_no_others") else { return };
+        let Some(bench) = bench() else { return };
         let owner = Owner::new(&bench.host("root"), wire::Id::new("sb-1").unwrap());
         let device = attach(&bench.image, &owner).unwrap();
         let other = bench.dir.path().join("other");

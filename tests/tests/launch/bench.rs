@@ -12,13 +12,13 @@ pub struct Bench {
 
 impl Bench {
     /// `None`, and a report, where these tests cannot run.
-    pub fn new(test: &str) -> Option<Self> {
+    pub fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            skip::report(test, "needs root, for mount and network namespaces");
+            skip::here("needs root, for mount and network namespaces");
             return None;
         }
         if fs::File::options().write(true).open("/dev/kvm").is_err() {
-            skip::report(test, "needs a /dev/kvm that can be opened: scripts/lab has one");
+            skip::here("needs a /dev/kvm that can be opened: scripts/lab has one");
             return None;
         }
         let roots = Roots::new();

@@ -64,7 +64,7 @@ fn assert_clean(bench: &Bench) {
 
 #[test]
 fn cloud_hypervisor_boots_and_its_kernel_is_out_of_sight_afterwards() {
-    let Some(bench) = Bench::new("cloud_hypervisor_boots_and_its_kernel_is_out_of_sight") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = boot(&bench);
     let seen = bench.json("seen.json");
     assert_eq!(
@@ -108,7 +108,7 @@ fn cloud_hypervisor_boots_and_its_kernel_is_out_of_sight_afterwards() {
 
 #[test]
 fn cloud_hypervisor_is_taken_before_our_own_vmm_where_there_is_no_firecracker() {
-    let Some(bench) = Bench::new("cloud_hypervisor_is_taken_before_our_own_vmm") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut request = request(&bench);
     request["spec"].as_object_mut().unwrap().remove("vmm");
     let launch = |verb: &str, document: &Value| {
@@ -128,7 +128,7 @@ fn cloud_hypervisor_is_taken_before_our_own_vmm_where_there_is_no_firecracker() 
 
 #[test]
 fn a_snapshot_has_the_names_that_pack_knows_and_is_never_a_diff() {
-    let Some(bench) = Bench::new("a_snapshot_has_the_names_that_pack_knows") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = boot(&bench);
     error(snapshot(&bench, &booted, "gen-1", "full"), 4, "launch.state");
     let paused = bench.with("pause", &booted).success().reply();
@@ -171,7 +171,7 @@ fn a_snapshot_has_the_names_that_pack_knows_and_is_never_a_diff() {
 
 #[test]
 fn a_restore_shows_the_disk_where_the_snapshot_has_it() {
-    let Some(bench) = Bench::new("a_restore_shows_the_disk_where_the_snapshot_has_it") else { return };
+    let Some(bench) = Bench::new() else { return };
     for (name, place) in [("own", "/tmp/wrenn-vm"), ("first", "/tmp/ch-vm-first/deep"), ("short", "/tmp/x")] {
         let dir = saved(&bench, name, &format!("{place}/root.img"));
         for (memory, template) in [("memory-ranges", false), ("raw", true)] {
@@ -201,7 +201,7 @@ fn a_restore_shows_the_disk_where_the_snapshot_has_it() {
 
 #[test]
 fn a_template_that_does_not_tell_its_place_or_is_not_whole_starts_nothing() {
-    let Some(bench) = Bench::new("a_template_that_does_not_tell_its_place") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = saved(&bench, "template", "/tmp/first/root.img");
     let meta = |text: &str| fs::write(dir.join("meta.json"), text).unwrap();
     let document = to_restore(&bench, &dir);
@@ -243,7 +243,7 @@ fn a_template_that_does_not_tell_its_place_or_is_not_whole_starts_nothing() {
 
 #[test]
 fn memory_that_is_still_on_its_way_is_waited_for_and_the_balloon_kept_still() {
-    let Some(bench) = Bench::new("memory_that_is_still_on_its_way") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = saved(&bench, "gen-1", "/tmp/wrenn-vm/rootfs.ext4");
     let restored = bench.with("restore", &to_restore(&bench, &dir)).success().reply();
     let complete =
@@ -300,7 +300,7 @@ fn memory_that_is_still_on_its_way_is_waited_for_and_the_balloon_kept_still() {
 
 #[test]
 fn a_cloud_hypervisor_that_refuses_or_dies_leaves_nothing() {
-    let Some(bench) = Bench::new("a_cloud_hypervisor_that_refuses_or_dies") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = saved(&bench, "gen-1", "/tmp/wrenn-vm/rootfs.ext4");
     let (boot, restore) = (request(&bench), to_restore(&bench, &dir));
     for (verb, document, order, code, words) in [

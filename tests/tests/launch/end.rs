@@ -9,7 +9,7 @@ use crate::bench::{Bench, error, pid};
 
 #[test]
 fn stop_ends_the_vmm_and_is_content_when_it_is_gone() {
-    let Some(bench) = Bench::new("stop_ends_the_vmm_and_is_content_when_it_is_gone") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = bench.boot();
     let stopped = bench.with("stop", &booted).success().reply();
     assert!(stopped.get("vm").is_none());
@@ -24,7 +24,7 @@ fn stop_ends_the_vmm_and_is_content_when_it_is_gone() {
 
 #[test]
 fn an_old_document_cannot_stop_the_next_vmm_of_its_sandbox() {
-    let Some(bench) = Bench::new("an_old_document_cannot_stop_the_next_vmm") else { return };
+    let Some(bench) = Bench::new() else { return };
     let old = bench.boot();
     let _ = bench.with("stop", &old).success();
     let new = bench.boot();
@@ -40,7 +40,7 @@ fn an_old_document_cannot_stop_the_next_vmm_of_its_sandbox() {
 
 #[test]
 fn a_document_that_names_somebody_elses_process_harms_nobody() {
-    let Some(bench) = Bench::new("a_document_that_names_somebody_elses_process") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let stat = fs::read_to_string(format!("/proc/{}/stat", other.id())).unwrap();
     let start: u64 = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
@@ -66,7 +66,7 @@ fn a_document_that_names_somebody_elses_process_harms_nobody() {
 
 #[test]
 fn wait_ends_when_the_vmm_does() {
-    let Some(bench) = Bench::new("wait_ends_when_the_vmm_does") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = bench.boot();
     let waiting = {
         let (launch, document) = (bench.launch("wait").args(["-"]), booted.to_string());

@@ -8,7 +8,7 @@ use crate::bench::{Bench, error};
 
 #[test]
 fn pause_and_resume_may_be_repeated_and_resume_gives_a_failed_documents_vm_back() {
-    let Some(bench) = Bench::new("pause_and_resume_may_be_repeated") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = bench.boot();
     let paused = bench.with("pause", &booted).success().reply();
     assert_eq!(paused["vm"]["state"], "paused");
@@ -32,7 +32,7 @@ fn pause_and_resume_may_be_repeated_and_resume_gives_a_failed_documents_vm_back(
 
 #[test]
 fn a_pause_whose_reply_nobody_reads_leaves_the_vm_running() {
-    let Some(bench) = Bench::new("a_pause_whose_reply_nobody_reads") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = bench.boot();
     let status = bench.launch("pause").args(["-"]).stdin(booted.to_string()).run_unread();
     assert_eq!(status, Some(8));
@@ -41,7 +41,7 @@ fn a_pause_whose_reply_nobody_reads_leaves_the_vm_running() {
 
 #[test]
 fn a_snapshot_goes_to_fresh_files_of_a_paused_vm() {
-    let Some(bench) = Bench::new("a_snapshot_goes_to_fresh_files_of_a_paused_vm") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = bench.file("gen-1");
     let mut document = bench.boot();
     document["snapshot"] = json!({"dir": dir, "kind": "full"});
@@ -72,7 +72,7 @@ fn a_snapshot_goes_to_fresh_files_of_a_paused_vm() {
 
 #[test]
 fn a_diff_is_taken_only_against_the_snapshot_that_the_dirty_log_is_relative_to() {
-    let Some(bench) = Bench::new("a_diff_is_taken_only_against") else { return };
+    let Some(bench) = Bench::new() else { return };
     let (first, second, third) = (bench.file("gen-1"), bench.file("gen-2"), bench.file("gen-3"));
     let mut document = bench.paused();
     document["snapshot"] = json!({"dir": second, "kind": "diff"});
@@ -95,7 +95,7 @@ fn a_diff_is_taken_only_against_the_snapshot_that_the_dirty_log_is_relative_to()
 
 #[test]
 fn after_a_dump_that_failed_only_a_full_one_is_taken() {
-    let Some(bench) = Bench::new("after_a_dump_that_failed") else { return };
+    let Some(bench) = Bench::new() else { return };
     let (first, second) = (bench.file("gen-1"), bench.file("gen-2"));
     let mut document = bench.paused();
     document["snapshot"] = json!({"dir": first, "kind": "full"});
@@ -113,7 +113,7 @@ fn after_a_dump_that_failed_only_a_full_one_is_taken() {
 
 #[test]
 fn a_dump_that_finds_no_space_says_so_leaves_nothing_and_the_vm_paused() {
-    let Some(bench) = Bench::new("a_dump_that_finds_no_space") else { return };
+    let Some(bench) = Bench::new() else { return };
     bench.order("refuse /snapshot/create Cannot write memory file: No space left on device (os error 28)");
     let mut document = bench.paused();
     let dir = bench.file("gen-1");
@@ -129,7 +129,7 @@ fn a_dump_that_finds_no_space_says_so_leaves_nothing_and_the_vm_paused() {
 
 #[test]
 fn a_balloon_is_asked_for_and_its_size_told() {
-    let Some(bench) = Bench::new("a_balloon_is_asked_for_and_its_size_told") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut document = bench.boot();
     document["spec"] = json!({"memory_mib": 64});
     let _ = bench.launch("balloon").args(["-", "--mib", "32"]).stdin(document.to_string()).run().success();

@@ -8,7 +8,7 @@ use crate::bench::{Bench, error};
 
 #[test]
 fn without_dev_kvm_a_boot_says_what_is_missing() {
-    let Some(bench) = Bench::new("without_dev_kvm_a_boot_says_what_is_missing") else { return };
+    let Some(bench) = Bench::new() else { return };
     let script = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$0\" boot -";
     let mut unshared = Command::new("unshare")
         .args(["--mount", "sh", "-c", script])
@@ -32,7 +32,7 @@ fn without_dev_kvm_a_boot_says_what_is_missing() {
 /// (verb, document or what to change in a good request, status, code, what the message names)
 #[test]
 fn bad_requests_are_refused_before_anything_is_touched() {
-    let Some(bench) = Bench::new("bad_requests_are_refused_before_anything_is_touched") else { return };
+    let Some(bench) = Bench::new() else { return };
     let not_a_program = bench.file("disk");
     let snapshot = bench.file("of-wrenn-vmm");
     std::fs::create_dir(&snapshot).unwrap();
@@ -118,7 +118,7 @@ fn bad_requests_are_refused_before_anything_is_touched() {
 
 #[test]
 fn without_privilege_a_boot_is_refused_with_the_reason_and_nothing_is_left() {
-    let Some(bench) = Bench::new("without_privilege_a_boot_is_refused") else { return };
+    let Some(bench) = Bench::new() else { return };
     // All of root's files, none of root's rights over mounts.
     let output = Command::new("setpriv")
         .args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"])

@@ -10,7 +10,7 @@ use crate::bench::{Bench, error};
 
 #[test]
 fn a_restore_loads_state_and_memory_from_anywhere_and_stays_paused() {
-    let Some(bench) = Bench::new("a_restore_loads_state_and_memory_from_anywhere") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = bench.file("gen-1");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("snapfile"), "its state").unwrap();
@@ -38,7 +38,7 @@ fn a_restore_loads_state_and_memory_from_anywhere_and_stays_paused() {
 
 #[test]
 fn a_restore_from_a_page_server_hands_the_vmm_its_socket() {
-    let Some(bench) = Bench::new("a_restore_from_a_page_server") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = bench.file("gen-1");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("snapfile"), "its state").unwrap();
@@ -64,7 +64,7 @@ fn a_restore_from_a_page_server_hands_the_vmm_its_socket() {
 
 #[test]
 fn a_load_that_fails_leaves_nothing() {
-    let Some(bench) = Bench::new("a_load_that_fails_leaves_nothing") else { return };
+    let Some(bench) = Bench::new() else { return };
     let dir = bench.file("gen-1");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("snapfile"), "its state").unwrap();

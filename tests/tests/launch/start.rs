@@ -11,7 +11,7 @@ use crate::bench::{Bench, error, pid};
 
 #[test]
 fn a_vmm_has_nothing_of_its_caller_and_sees_its_files_under_one_fixed_path() {
-    let Some(bench) = Bench::new("a_vmm_has_nothing_of_its_caller") else { return };
+    let Some(bench) = Bench::new() else { return };
     // Run to the end of both its pipes: what it leaves running holds neither.
     let booted = bench.boot();
     let seen = bench.json("seen.json");
@@ -45,7 +45,7 @@ fn a_vmm_has_nothing_of_its_caller_and_sees_its_files_under_one_fixed_path() {
 
 #[test]
 fn a_boot_configures_the_machine_of_the_document() {
-    let Some(bench) = Bench::new("a_boot_configures_the_machine_of_the_document") else { return };
+    let Some(bench) = Bench::new() else { return };
     let mut request = bench.request();
     request["spec"] = json!({"vcpus": 2, "memory_mib": 300});
     request["cmdline"] = json!("console=ttyS0 mine");
@@ -75,10 +75,10 @@ fn a_boot_configures_the_machine_of_the_document() {
 
 #[test]
 fn a_vmm_joins_the_network_namespace_of_its_slot() {
-    let Some(bench) = Bench::new("a_vmm_joins_the_network_namespace_of_its_slot") else { return };
+    let Some(bench) = Bench::new() else { return };
     let name = format!("wt-launch-{}", std::process::id());
     if !Command::new("ip").args(["netns", "add", &name]).status().is_ok_and(|status| status.success()) {
-        return skip::report("a_vmm_joins_the_network_namespace_of_its_slot", "needs ip netns add");
+        return skip::here("needs ip netns add");
     }
     let inode =
         std::os::unix::fs::MetadataExt::ino(&fs::metadata(Path::new("/run/netns").join(&name)).unwrap());
@@ -107,7 +107,7 @@ fn a_vmm_joins_the_network_namespace_of_its_slot() {
 
 #[test]
 fn a_run_directory_longer_than_a_socket_address_is_no_obstacle() {
-    let Some(bench) = Bench::new("a_run_directory_longer_than_a_socket_address") else { return };
+    let Some(bench) = Bench::new() else { return };
     let run = bench.file(&"r".repeat(150));
     let launch = |verb, document: &Value| {
         bench
@@ -128,7 +128,7 @@ fn a_run_directory_longer_than_a_socket_address_is_no_obstacle() {
 
 #[test]
 fn a_vmm_that_dies_while_booting_is_reported_with_its_last_words_and_nothing_is_left() {
-    let Some(bench) = Bench::new("a_vmm_that_dies_while_booting") else { return };
+    let Some(bench) = Bench::new() else { return };
     for moment in ["start", "/machine-config", "/actions", "/version"] {
         bench.order(&format!("die {moment}"));
         let error = error(bench.with("boot", &bench.request()), 8, "launch.died");
@@ -141,7 +141,7 @@ fn a_vmm_that_dies_while_booting_is_reported_with_its_last_words_and_nothing_is_
 
 #[test]
 fn a_vmm_that_refuses_is_quoted_and_nothing_is_left() {
-    let Some(bench) = Bench::new("a_vmm_that_refuses_is_quoted") else { return };
+    let Some(bench) = Bench::new() else { return };
     for call in ["/boot-source", "/drives/rootfs", "/entropy", "/actions"] {
         bench.order(&format!("refuse {call} not like this"));
         let error = error(bench.with("boot", &bench.request()), 8, "launch.api");
@@ -155,7 +155,7 @@ fn a_vmm_that_refuses_is_quoted_and_nothing_is_left() {
 
 #[test]
 fn what_was_there_before_a_failed_boot_is_there_after_it() {
-    let Some(bench) = Bench::new("what_was_there_before_a_failed_boot") else { return };
+    let Some(bench) = Bench::new() else { return };
     fs::write(bench.run_dir().join("vm.log"), "older\n").unwrap();
     bench.order("die /actions");
     let error = error(bench.with("boot", &bench.request()), 8, "launch.died");
@@ -165,7 +165,7 @@ fn what_was_there_before_a_failed_boot_is_there_after_it() {
 
 #[test]
 fn a_signal_while_the_vmm_does_not_answer_undoes_the_boot() {
-    let Some(bench) = Bench::new("a_signal_while_the_vmm_does_not_answer") else { return };
+    let Some(bench) = Bench::new() else { return };
     for moment in ["start", "/actions"] {
         bench.order(&format!("hang {moment}"));
         let mut launch = bench.launch("boot").args(["-"]);
@@ -209,7 +209,7 @@ fn wait_for(dir: &Path, done: impl Fn(&Path) -> bool) {
 
 #[test]
 fn a_boot_whose_reply_nobody_reads_leaves_no_vmm() {
-    let Some(bench) = Bench::new("a_boot_whose_reply_nobody_reads") else { return };
+    let Some(bench) = Bench::new() else { return };
     let status = bench.launch("boot").args(["-"]).stdin(bench.request().to_string()).run_unread();
     assert_eq!(status, Some(8));
     bench.assert_clean();
@@ -217,7 +217,7 @@ fn a_boot_whose_reply_nobody_reads_leaves_no_vmm() {
 
 #[test]
 fn a_second_boot_of_a_sandbox_is_a_conflict_and_leaves_the_first() {
-    let Some(bench) = Bench::new("a_second_boot_of_a_sandbox") else { return };
+    let Some(bench) = Bench::new() else { return };
     let booted = bench.boot();
     error(bench.with("boot", &bench.request()), 4, "launch.exists");
     let status = bench.with("status", &booted).success().reply();

@@ -57,8 +57,7 @@ fn a_path_too_long_for_a_socket_is_refused_by_name() {
 #[test]
 fn a_connection_of_another_user_is_closed_unanswered() {
     if !nix::unistd::geteuid().is_root() {
-        skip::report("a_connection_of_another_user_is_closed_unanswered", "needs root, to be another user");
-        return;
+        return skip::here("needs root, to be another user");
     }
     let roots = Roots::new();
     // The path lets everybody through: what is looked at is who connects.
@@ -73,11 +72,7 @@ fn a_connection_of_another_user_is_closed_unanswered() {
         curl.uid(uid).gid(uid).output()
     };
     let Ok(own) = curl(0) else {
-        skip::report(
-            "a_connection_of_another_user_is_closed_unanswered",
-            "needs curl, to run as another user",
-        );
-        return;
+        return skip::here("needs curl, to run as another user");
     };
     assert_eq!(own.stdout, b"{\"sandboxes\":[]}\n");
     let other = curl(65534).unwrap();

@@ -7,7 +7,7 @@ pub mod rpc;
 pub mod wire;
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
 };
@@ -54,16 +54,11 @@ impl Drop for Agent {
 }
 
 /// Whether the test may become other users; if not, it reports itself as skipped.
-pub fn root_or_skip(test: &str) -> bool {
+pub fn root_or_skip() -> bool {
     let root =
         std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if !root {
-        let line = format!("SKIPPED: {test}: only root can become another user\n");
-        eprint!("{line}");
-        if let Some(path) = std::env::var_os("WRENN_TEST_SKIPS") {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the list of skipped tests");
-        }
+        wrenn_tests::skip::here("only root can become another user");
     }
     root
 }

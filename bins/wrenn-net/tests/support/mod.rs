@@ -31,7 +31,7 @@ pub struct PrivateHost {
 }
 
 /// Runs a test on a private host, or says why it cannot.
-pub fn on_private_host(name: &str, test: impl FnOnce(&PrivateHost) + Send) {
+pub fn on_private_host(test: impl FnOnce(&PrivateHost) + Send) {
     let skipped = netns::on_own_thread(|| {
         if let Err(reason) = enter() {
             return Some(reason);
@@ -40,7 +40,7 @@ pub fn on_private_host(name: &str, test: impl FnOnce(&PrivateHost) + Send) {
         None
     });
     if let Some(reason) = skipped {
-        skip::report(name, &reason);
+        skip::here(reason);
     }
 }
 

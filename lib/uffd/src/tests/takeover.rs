@@ -14,7 +14,9 @@ const PAGES: usize = 64;
 
 /// Memory over an image of ones, and who serves it.
 fn served() -> Option<(Memory, Engine, Arc<Image>, Region)> {
-    let uffd = Uffd::create().inspect_err(|error| eprintln!("SKIPPED: no userfaultfd here: {error}")).ok()?;
+    let uffd = Uffd::create()
+        .inspect_err(|error| wrenn_tests::skip::here(format!("no userfaultfd for this user: {error}")))
+        .ok()?;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&[1; PAGES * PAGE]).unwrap();
     let image = Arc::new(Image::open_raw(file.path()).unwrap());

@@ -34,8 +34,7 @@ impl Server {
                 matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS)),
                 "{error}"
             );
-            let name = std::thread::current().name().unwrap_or("a test").to_owned();
-            wrenn_tests::skip::report(&name, &format!("needs a userfaultfd: {error}"));
+            wrenn_tests::skip::here(format!("needs a userfaultfd: {error}"));
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -202,8 +201,7 @@ fn touched(leave: impl FnOnce(UnixListener)) -> bool {
 #[test]
 fn who_waits_for_a_server_that_left_without_the_memory_is_let_go_and_told() {
     if let Err(error) = Uffd::create() {
-        wrenn_tests::skip::report("who_waits_for_a_server", &format!("needs a userfaultfd: {error}"));
-        return;
+        return wrenn_tests::skip::here(format!("needs a userfaultfd: {error}"));
     }
     assert!(touched(drop), "it never accepted");
     assert!(touched(|listener| drop(listener.accept().unwrap())), "it accepted and did not read");

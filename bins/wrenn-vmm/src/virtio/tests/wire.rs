@@ -40,7 +40,7 @@ pub fn with_tap(test: impl FnOnce() + Send) {
         None
     });
     if let Some(reason) = skipped {
-        wrenn_tests::skip::report(std::thread::current().name().unwrap_or("a test"), &reason);
+        wrenn_tests::skip::here(reason);
     }
 }
 
