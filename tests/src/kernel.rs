@@ -182,3 +182,10 @@ pub fn stored_bytes(path: &Path) -> u64 {
     let metadata = fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     metadata.blocks() * 512
 }
+
+/// Whether this kernel knows how to poison a page of another process's memory (UFFDIO_POISON, Linux 6.6).
+pub fn poisons() -> bool {
+    let release = text("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}

@@ -5,8 +5,8 @@ mod common;
 use std::thread;
 
 use common::{
-    HUGE, PAGE, answer, await_event, content, image, load_all, page, serve_while, served, userfaultfd,
-    write_image,
+    HUGE, HugePages, PAGE, answer, await_event, content, image, load_all, page, serve_while, served,
+    userfaultfd,
 };
 use sys::uffd::Memory;
 use uffd::{Engine, Error, Prefetch, Region, Step};
@@ -425,97 +425,4 @@ fn memory_that_reaches_past_the_image_is_refused() {
         Region { address: 0x10_0000, size: 8 * PAGE as u64, offset: PAGE as u64, page_size: PAGE as u64 };
     let Err(error) = Engine::new(uffd, image(8), vec![region]) else { panic!("accepted") };
     assert!(matches!(error, Error::ImageShort { size: 32768, wanted: 36864 }), "{error}");
-}
-
-#[test]
-fn what_was_cut_off_the_image_behind_our_back_is_not_loaded_as_zeros() {
-    let Some(uffd) = userfaultfd() else { return };
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), vec![7; 64 * PAGE]).unwrap();
-    let image = snap::Image::open_raw(file.path()).unwrap();
-    let memory = Memory::map(64 * PAGE, false).unwrap();
-    uffd.register(&memory, 0, memory.len()).unwrap();
-    let region =
-        Region { address: memory.address(), size: memory.len() as u64, offset: 0, page_size: PAGE as u64 };
-    let mut engine = Engine::new(uffd, image, vec![region]).unwrap();
-    engine.plan(Prefetch::All, Vec::new());
-    file.as_file().set_len(16 * PAGE as u64).unwrap();
-    load_all(&mut engine, 64 << 10);
-    // It waits until somebody asks for it.
-    assert_eq!((engine.missing(), engine.poisoned_pages()), (48 * PAGE as u64, 0));
-    assert!((0..16).all(|index| page(&memory, index) == [7; PAGE]));
-}
-
-/// Huge pages for as long as this lives: the kernel may give so many beyond its pool. Its pool stays as it is, as resizing
-/// one that somebody else is resizing leaves the kernel's counts wrong.
-struct HugePages {
-    before: String,
-    _turn: nix::fcntl::Flock<std::fs::File>,
-}
-
-impl HugePages {
-    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-
-    fn reserve(count: usize) -> Result<Self, String> {
-        let said = |error: std::io::Error| format!("{}: {error}", Self::POOL);
-        let read = |name: &str| std::fs::read_to_string(format!("{}/{name}", Self::POOL)).map_err(said);
-        let pool = std::fs::File::open(Self::POOL).map_err(said)?;
-        let lock = nix::fcntl::Flock::lock(pool, nix::fcntl::FlockArg::LockExclusive);
-        let turn = lock.map_err(|(_, errno)| said(errno.into()))?;
-        let before = read("nr_overcommit_hugepages")?.trim().to_owned();
-        let surplus: usize = read("surplus_hugepages")?.trim().parse().map_err(|_| "no number".to_owned())?;
-        let limit = (surplus + count).to_string();
-        std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), limit).map_err(said)?;
-        Ok(Self { before, _turn: turn })
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let _ = std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), &self.before);
-    }
-}
-
-#[test]
-fn a_page_that_is_lost_is_lost_for_all_who_wait_for_it_and_never_zeros() {
-    let Some(uffd) = userfaultfd() else { return };
-    let file = tempfile::NamedTempFile::new().unwrap();
-    write_image(file.as_file(), 16);
-    let image = snap::Image::open_raw(file.path()).unwrap();
-    file.as_file().set_len(8 * PAGE as u64).unwrap();
-    let memory = Memory::map_shared(16 * PAGE).unwrap();
-    uffd.register(&memory, 0, memory.len()).unwrap();
-    let region =
-        Region { address: memory.address(), size: memory.len() as u64, offset: 0, page_size: PAGE as u64 };
-    let mut engine = Engine::new(uffd, image, vec![region]).unwrap();
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..2)
-            .map(|_| scope.spawn(|| memory.write_out(11 * PAGE, PAGE, std::io::pipe().unwrap().1)))
-            .collect();
-        // Both wait before either is answered.
-        while engine.uffd().waiting().unwrap().faults < 2 {
-            thread::yield_now();
-        }
-        engine.drain().unwrap();
-        match engine.serve() {
-            Err(Error::ImageLost { .. }) => {
-                // The VMM would be stopped now: let them go.
-                wrenn_tests::skip::here("this kernel cannot poison pages");
-                engine.uffd().unregister(memory.address(), memory.len() as u64).unwrap();
-            }
-            served => {
-                served.unwrap();
-                let errors = readers.into_iter().map(|reader| reader.join().unwrap().unwrap_err());
-                assert!(
-                    errors
-                        .map(|error| error.raw_os_error())
-                        .all(|errno| errno == Some(nix::errno::Errno::EFAULT as i32))
-                );
-                assert_eq!((engine.poisoned_pages(), engine.removed_pages()), (1, 0));
-                // Nobody found the page there.
-                assert_eq!((engine.counts().faults, engine.counts().rereads), (2, 0));
-                assert_eq!(engine.missing(), 16 * PAGE as u64);
-            }
-        }
-    });
 }

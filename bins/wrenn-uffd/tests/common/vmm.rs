@@ -1,13 +1,15 @@
 //! A VMM in small: registers memory and hands it over as Firecracker does. Either in the test's own process, or in one of
 //! its own that a test can kill: the test binary, started again.
 
-use std::io::{BufRead, BufReader, IoSliceMut, Write};
+use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use serde_json::json;
 use sys::fdpass;
@@ -82,6 +84,14 @@ impl Vmm {
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.answer()
+    }
+
+    /// Waits until somebody has stopped it. What it was asked before it has not answered.
+    pub fn await_stop(mut self) {
+        let mut said = String::new();
+        self.lines.read_to_string(&mut said).unwrap();
+        assert!(!said.contains("vmm: "), "it went on: {said}");
+        assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
 
     /// Ends it by SIGKILL, and collects it.

@@ -1,5 +1,6 @@
 //! A VMM in small: memory of this process, registered and handed to the engine step by step, and an independent model of
 //! what must be in it.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -104,4 +105,34 @@ pub fn serve_while<T>(engine: &mut Engine, thread: std::thread::ScopedJoinHandle
         answer(engine);
     }
     thread.join().unwrap()
+}
+
+/// Huge pages for as long as this lives: the kernel may give so many beyond its pool. Its pool stays as it is, as resizing
+/// one that somebody else is resizing leaves the kernel's counts wrong.
+pub struct HugePages {
+    before: String,
+    _turn: nix::fcntl::Flock<std::fs::File>,
+}
+
+impl HugePages {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+    pub fn reserve(count: usize) -> Result<Self, String> {
+        let said = |error: std::io::Error| format!("{}: {error}", Self::POOL);
+        let read = |name: &str| std::fs::read_to_string(format!("{}/{name}", Self::POOL)).map_err(said);
+        let pool = std::fs::File::open(Self::POOL).map_err(said)?;
+        let lock = nix::fcntl::Flock::lock(pool, nix::fcntl::FlockArg::LockExclusive);
+        let turn = lock.map_err(|(_, errno)| said(errno.into()))?;
+        let before = read("nr_overcommit_hugepages")?.trim().to_owned();
+        let surplus: usize = read("surplus_hugepages")?.trim().parse().map_err(|_| "no number".to_owned())?;
+        let limit = (surplus + count).to_string();
+        std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), limit).map_err(said)?;
+        Ok(Self { before, _turn: turn })
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(format!("{}/nr_overcommit_hugepages", Self::POOL), &self.before);
+    }
 }
