@@ -160,6 +160,26 @@ fn completions_know_every_verb() {
 }
 
 #[test]
+fn bash_completes_verbs_actions_flags_and_fields() {
+    let script = Roots::new().program("wrenn").args(["completions", "bash"]).run().success().text();
+    // What a tab key at the end of this line offers.
+    let offered = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        let ask = r#"COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _wrenn; echo "${COMPREPLY[*]}""#;
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-uc", &format!("{script}\n{ask}"), "bash"]).args(&words);
+        let output = bash.stderr(std::process::Stdio::null()).output().expect("bash");
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    };
+    assert_eq!(offered("wrenn te"), "template");
+    assert!(offered("wrenn template ").starts_with("ls get rm --"), "{}", offered("wrenn template "));
+    assert_eq!(offered("wrenn template g"), "get");
+    assert_eq!(offered("wrenn template --pr"), "--pretty");
+    assert_eq!(offered("wrenn template na"), "name=");
+    assert_eq!(offered("wrenn rm g"), "", "what is an action of one verb is none of another");
+}
+
+#[test]
 fn what_is_not_json_gets_one_error_line_and_status_2() {
     every_verb(|roots, name, verb, _| {
         for text in ["{\"a\":", "hello", "}", "\u{0}", "{'a':1}"] {

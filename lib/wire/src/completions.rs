@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::help::{COMMON, FLAGS};
-use crate::tool::{Tool, Verb};
+use crate::tool::{Tool, Type, Verb};
 
 pub(crate) fn script(tool: &Tool, shell: &str) -> Result<String, Error> {
     match shell {
@@ -25,11 +25,17 @@ fn verbs(tool: &Tool) -> Vec<&'static str> {
     tool.verbs.iter().map(|verb| verb.name).chain(COMMON.iter().map(|(name, _)| first(name))).collect()
 }
 
+/// What may follow a verb: the words that a bare one is chosen from, flags, fields.
 fn words(verb: &Verb) -> Vec<String> {
+    let bare = verb.fields.iter().filter(|field| verb.operands.contains(&field.name));
+    let choices = bare.flat_map(|field| match field.kind {
+        Type::OneOf(words) => words,
+        _ => &[],
+    });
     let flags = FLAGS.iter().map(|(flag, _)| first(flag).to_owned());
     let own = verb.fields.iter().filter_map(|field| field.flag.map(|flag| format!("--{flag}")));
     let fields = verb.fields.iter().map(|field| format!("{}=", field.name));
-    flags.chain(own).chain(fields).collect()
+    choices.map(|word| (*word).to_owned()).chain(flags).chain(own).chain(fields).collect()
 }
 
 fn bash(tool: &Tool) -> String {
