@@ -23,7 +23,7 @@ mod orders;
 mod prefetch;
 mod region;
 mod replay;
-mod report;
+pub mod report;
 mod restart;
 mod role;
 mod seen;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use wire::{Call, Error, Field, Reply, Type, Verb, ms};
 
+use crate::Error as Failure;
 use crate::histogram::Latencies;
+pub use crate::timeline::draw;
 use crate::trace::{HEADER, Kind, MOST, RECORD, Record, Trace};
-use crate::{Error as Failure, timeline};
 
 /// The verb.
 pub const VERB: Verb = Verb {
@@ -43,7 +44,7 @@ fn run(call: &mut Call) -> Result<Reply, Error> {
     }
     let report = summary(&trace);
     if let Some(svg) = svg {
-        snap::svg::write(&svg, &timeline::draw(&trace), call.undo)?;
+        snap::svg::write(&svg, &draw(&trace), call.undo)?;
     }
     call.answer("report", report);
     Ok(Reply::Document)
@@ -60,7 +61,7 @@ fn read(path: &Path) -> Result<Trace, Failure> {
 }
 
 /// What a trace tells, in numbers.
-pub(crate) fn summary(trace: &Trace) -> Value {
+pub fn summary(trace: &Trace) -> Value {
     let header = &trace.header;
     let of = |wanted: fn(Kind) -> bool| trace.records.iter().filter(move |record| wanted(record.kind));
     let faults = || of(Kind::is_fault);
@@ -78,7 +79,7 @@ pub(crate) fn summary(trace: &Trace) -> Value {
         (count > 0).then(|| (early as f64 / count as f64 * 10_000.0).round() / 10_000.0)
     };
     let extra = |fault: &Record| fault.length.saturating_sub(header.page_size);
-    let around: u64 = faults().map(extra).sum();
+    let around = total(faults().map(extra));
     json!({
         "memory_bytes": header.size, "page_size": header.page_size, "pid": header.pid,
         "connected_at": wire::timestamp_at(header.connected.as_millis() as u64), "full": trace.full,
@@ -93,14 +94,19 @@ pub(crate) fn summary(trace: &Trace) -> Value {
         "around_bytes": around,
         "ahead": {"recorded": loaded(of(|kind| kind == Kind::Replay)), "rest": loaded(of(|kind| kind == Kind::Prefetch))},
         "removed": {"count": of(|kind| kind == Kind::Remove).count(),
-                    "bytes": of(|kind| kind == Kind::Remove).map(|record| record.length).sum::<u64>()},
+                    "bytes": total(of(|kind| kind == Kind::Remove).map(|record| record.length))},
     })
+}
+
+/// The sum, as far as 64 bits go: a file may say of every record that it is all of a memory of any size.
+fn total(lengths: impl Iterator<Item = u64>) -> u64 {
+    lengths.fold(0, u64::saturating_add)
 }
 
 /// What was loaded ahead: in how many pieces, and when.
 fn loaded<'a>(records: impl Iterator<Item = &'a Record>) -> Value {
     let records: Vec<_> = records.collect();
-    json!({"count": records.len(), "bytes": records.iter().map(|record| record.length).sum::<u64>(),
+    json!({"count": records.len(), "bytes": total(records.iter().map(|record| record.length)),
            "first_ms": records.iter().map(|record| record.at).min().map(ms),
            "last_ms": records.iter().map(|record| record.at + record.latency).max().map(ms)})
 }

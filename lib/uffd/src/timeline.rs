@@ -40,8 +40,8 @@ const KINDS: [(Kind, &str, &str); 9] = [
 /// The line of what was loaded ahead.
 const LINE_COLOUR: &str = "#009e73";
 
-/// Draws it.
-pub(crate) fn draw(trace: &Trace) -> String {
+/// Draws a trace, as SVG.
+pub fn draw(trace: &Trace) -> String {
     let scale = Scale::of(trace);
     let mut svg = Svg::new(WIDTH, STRIP + STRIP_HEIGHT + 50, title(trace));
     svg.rect((0, 0), (WIDTH, STRIP + STRIP_HEIGHT + 50), "#ffffff");

@@ -50,12 +50,12 @@ fn an_empty_trace_has_a_summary_and_a_picture() {
     let trace = trace(Vec::new());
     let report = summary(&trace);
     assert_eq!((&report["faults"]["count"], &report["faults"]["first_ms"]), (&json!(0), &Value::Null));
-    assert!(timeline::draw(&trace).contains("0 page faults in 1024 MiB"));
+    assert!(draw(&trace).contains("0 page faults in 1024 MiB"));
 }
 
 #[test]
 fn the_picture_has_title_axes_units_and_a_legend_of_what_is_there() {
-    let svg = timeline::draw(&trace(vec![
+    let svg = draw(&trace(vec![
         record(Kind::Prefetch, 0, 0, 1000),
         record(Kind::Image, 50_000, 5, 1),
         record(Kind::Image, 50_001, 5, 1),
@@ -89,7 +89,7 @@ proptest! {
             ..record(Kind::ALL[kind], 0, page, pages.min((1 << 18) - page))
         });
         let trace = trace(records.collect());
-        prop_assert!(timeline::draw(&trace).len() < 4 << 20);
+        prop_assert!(draw(&trace).len() < 4 << 20);
         let _ = summary(&trace);
     }
 }
