@@ -5,6 +5,7 @@
 //! computed from a seed ([`model`]) and never read through the server's or this crate's own code.
 
 mod attempt;
+mod child;
 mod content;
 mod discard;
 mod ending;
