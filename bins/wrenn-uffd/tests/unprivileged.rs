@@ -21,7 +21,7 @@ fn check_as_nobody(mode: &str) -> Output {
         mount --bind "$node" /dev/userfaultfd
         cd /
         exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all --inh-caps -all \
-            "$program" check -- "$program" serve source.dir={dir} socket={socket}"#;
+            "$program" check timeout_s:=60 -- "$program" serve source.dir={dir} socket={socket}"#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", script, "sh"]).arg(home.path()).arg(mode);
     command.output().unwrap()
