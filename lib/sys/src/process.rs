@@ -153,9 +153,23 @@ pub fn readable(fd: &impl AsFd, limit: Duration) -> io::Result<bool> {
 /// # Errors
 /// What poll said.
 pub fn any_readable(fds: &[BorrowedFd]) -> io::Result<Vec<bool>> {
+    any_readable_within(fds, None)
+}
+
+/// The same, at most for so long.
+///
+/// # Errors
+/// What poll said.
+pub fn any_readable_within(fds: &[BorrowedFd], limit: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut fds: Vec<PollFd> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let deadline = limit.map(|limit| Instant::now() + limit);
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Up to the next millisecond: none is left when it is over.
+        let left = left.map(|left| left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
+        let timeout =
+            left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        match poll(&mut fds, timeout) {
             Ok(_) => return Ok(fds.iter().map(|fd| fd.any() == Some(true)).collect()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

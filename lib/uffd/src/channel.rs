@@ -1,8 +1,9 @@
-//! Between a server and its guardian: events as JSON, one a packet, some with descriptors.
+//! Between a server and its guardian, in both directions: messages as JSON, one a packet, some with descriptors.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Map, Value, json};
@@ -10,10 +11,10 @@ use sys::fdpass;
 
 use crate::Error;
 
-/// Longer than this no event is.
+/// Longer than this no message is.
 const LONGEST: usize = 128 << 10;
 
-/// An event of a server: its name, its other fields, and what came with it.
+/// A message: its name, its other fields, and what came with it.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub name: String,
@@ -29,35 +30,68 @@ pub(crate) fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// A new one: the guardian's end, and the server's.
-pub(crate) fn pair() -> io::Result<(Heard, OwnedFd)> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let (guardian, server) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    Ok((Heard { socket: guardian.into(), room: vec![0; LONGEST] }, server))
-}
+/// One end. It never waits, and threads may tell at once: each message is a packet.
+#[derive(Debug, Clone)]
+pub(crate) struct Channel(Arc<UnixStream>);
 
-/// The guardian's end.
+/// What the other end has said.
 #[derive(Debug)]
-pub(crate) struct Heard {
-    pub socket: UnixStream,
-    room: Vec<u8>,
+pub(crate) enum Heard {
+    Event(Event),
+    Nothing,
+    /// It is gone.
+    Ended,
 }
 
-impl Heard {
-    /// Waits for the next event. `None` when the server has ended.
-    pub fn next(&mut self) -> Result<Option<Event>, Error> {
+/// A new channel: this process's end, and one to hand on.
+pub(crate) fn pair() -> io::Result<(Channel, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    Ok((Channel::new(ours)?, theirs))
+}
+
+impl Channel {
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = UnixStream::from(socket);
+        // It holds for both directions, and not for the other end.
+        socket.set_nonblocking(true)?;
+        Ok(Self(Arc::new(socket)))
+    }
+
+    /// The next message.
+    pub fn hear(&self) -> Result<Heard, Error> {
+        let mut room = vec![0; LONGEST];
         let received = loop {
-            match fdpass::receive(&self.socket, &mut self.room) {
+            match fdpass::receive(&self.0, &mut room) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // With something unread in the other direction. There is nothing else than its end.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
+                // With something unread in the other direction.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Heard::Ended),
                 done => break done.map_err(Error::io("listen to", "the page server"))?,
             }
         };
         match received.bytes {
-            0 => Ok(None),
-            bytes => parse(&self.room[..bytes], received.fds).map(Some),
+            0 => Ok(Heard::Ended),
+            bytes => parse(&room[..bytes], received.fds).map(Heard::Event),
         }
+    }
+
+    /// One message. Somebody who is gone, or listens no more, does not keep this end from its work.
+    pub fn tell(&self, event: &str, fields: Value) {
+        let _ = self.hand_over(event, fields, &[]);
+    }
+
+    /// One message, with copies of descriptors.
+    pub fn hand_over(&self, event: &str, fields: Value, fds: &[BorrowedFd]) -> io::Result<()> {
+        let mut line = object(json!({ "event": event }));
+        line.extend(object(fields));
+        fdpass::send(&self.0, Value::Object(line).to_string().as_bytes(), fds).map(drop)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -67,29 +101,5 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Event, Error> {
     match fields.shift_remove("event") {
         Some(Value::String(name)) => Ok(Event { name, fields, fds }),
         _ => Err(strange()),
-    }
-}
-
-/// The server's end.
-#[derive(Debug)]
-pub(crate) struct Teller(pub UnixStream);
-
-impl Teller {
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        let socket = UnixStream::from(socket);
-        socket.set_nonblocking(true)?;
-        Ok(Self(socket))
-    }
-
-    /// One event. A guardian that is gone, or listens no more, does not keep the server from serving.
-    pub fn tell(&self, event: &str, fields: Value) {
-        let _ = self.hand_over(event, fields, &[]);
-    }
-
-    /// One event, with copies of descriptors.
-    pub fn hand_over(&self, event: &str, fields: Value, fds: &[BorrowedFd]) -> io::Result<()> {
-        let mut line = object(json!({ "event": event }));
-        line.extend(object(fields));
-        fdpass::send(&self.0, Value::Object(line).to_string().as_bytes(), fds).map(drop)
     }
 }

@@ -22,13 +22,18 @@ const ACCEPT: Duration = Duration::from_secs(5);
 pub(crate) enum Request {
     /// What it has done, and the removed ranges into their file.
     Stats {
+        /// Of this VM, where there are several.
+        vm: Option<Process>,
         /// Ranges discarded since the snapshot in this directory; without it, all.
         since: Option<PathBuf>,
         /// A snapshot was just dumped into this directory.
         dumped: Option<PathBuf>,
     },
     /// What it has done, and nothing is written or remembered.
-    Look,
+    Look {
+        /// For this VM, where there are several.
+        vm: Option<Process>,
+    },
     /// To end.
     Stop {
         /// Even if a VMM would hang.
@@ -41,10 +46,11 @@ pub(crate) enum Request {
 impl Request {
     fn to_json(&self) -> Value {
         match self {
-            Self::Stats { since, dumped } => {
-                json!({"verb": "stats", "since": since, "dumped": dumped})
+            Self::Stats { vm, since, dumped } => {
+                let vm = vm.as_ref().map(process_json);
+                json!({"verb": "stats", "vm": vm, "since": since, "dumped": dumped})
             }
-            Self::Look => json!({"verb": "look"}),
+            Self::Look { vm } => json!({"verb": "look", "vm": vm.as_ref().map(process_json)}),
             Self::Stop { force } => json!({"verb": "stop", "force": force}),
             Self::Restart => json!({"verb": "restart"}),
         }
@@ -53,12 +59,13 @@ impl Request {
     /// A request, and the service that it is meant for.
     fn parse(line: &[u8]) -> Option<(Option<Process>, Self)> {
         let value: Value = serde_json::from_slice(line).ok()?;
+        let vm = value.get("vm").and_then(process_of);
         let request = match value.get("verb")?.as_str()? {
             "stats" => {
                 let path = |name: &str| Some(PathBuf::from(value.get(name)?.as_str()?));
-                Self::Stats { since: path("since"), dumped: path("dumped") }
+                Self::Stats { vm, since: path("since"), dumped: path("dumped") }
             }
-            "look" => Self::Look,
+            "look" => Self::Look { vm },
             "stop" => Self::Stop { force: value.get("force").and_then(Value::as_bool).unwrap_or(false) },
             "restart" => Self::Restart,
             _ => return None,

@@ -131,6 +131,17 @@ pub enum Error {
         /// Its control socket.
         control: PathBuf,
     },
+    /// There are several VMs, and which is meant was not said.
+    #[error(
+        "the page server serves several VMs: which was dumped? The document's vm has pid, start_time and boot_id"
+    )]
+    WhichVm,
+    /// There are several VMs, and this is none of them.
+    #[error("the page server does not serve pid {pid}, or no longer")]
+    NotServed {
+        /// The VMM that was named.
+        pid: i32,
+    },
     /// Nobody would start another server.
     #[error("the page server's guardian, pid {pid}, is gone: nobody would start another one in its place")]
     NoGuardian {
@@ -211,14 +222,14 @@ impl Fault for Error {
             | Self::Fill { source, .. }
             | Self::Events { source }
             | Self::State { source } => Kind::of_io(source),
-            Self::PathTooLong { .. } => Kind::Invalid,
+            Self::PathTooLong { .. } | Self::WhichVm => Kind::Invalid,
             Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } | Self::NoGuardian { .. } => {
                 Kind::Conflict
             }
             Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
             Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
             Self::ImageShort { .. } | Self::ImageLost { .. } | Self::Trace { .. } => Kind::Corrupt,
-            Self::NotRunning { .. } => Kind::NotFound,
+            Self::NotRunning { .. } | Self::NotServed { .. } => Kind::NotFound,
             Self::NoProgram { .. } | Self::NoUserfaultfd { .. } => Kind::Unsupported,
             Self::Died { .. } | Self::NotRestarted { .. } | Self::Protocol { .. } => Kind::Internal,
         }
@@ -240,6 +251,8 @@ impl Fault for Error {
             Self::Events { .. } => "uffd.events",
             Self::State { .. } => "uffd.state",
             Self::NotRunning { .. } => NOT_RUNNING,
+            Self::WhichVm => "uffd.which_vm",
+            Self::NotServed { .. } => "uffd.not_served",
             Self::NoGuardian { .. } => "uffd.no_guardian",
             Self::NoAnswer { .. } => "uffd.no_answer",
             Self::VmAlive { .. } => "uffd.vm_alive",

@@ -5,26 +5,30 @@
 //! log ([`detached`]). The service goes by the guardian's name, as servers come and go.
 
 pub(crate) mod detached;
+mod greetings;
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sys::listener::Listener;
-use sys::process::{Process, any_readable, readable};
+use sys::process::{Process, any_readable_within, readable};
 
 use crate::Error;
-use crate::channel::{self, Event, Heard, object};
+use crate::channel::{self, Channel, Event, Heard, object};
 use crate::config::Config;
 use crate::control::refusal;
+use crate::handshake::Handshake;
 use crate::orders::{Given, Handed, Orders, process_json};
 use crate::role::{SERVER, program};
 use crate::socket;
 use crate::state::{Counter, State};
+use greetings::peer_of;
 
 /// How long a server may take to end when it is told to.
 const ENDING: Duration = Duration::from_secs(3);
@@ -39,13 +43,17 @@ const A_WHILE: Duration = Duration::from_secs(10);
 pub(crate) struct Guardian {
     config: Config,
     name: Process,
+    /// At its end when whoever follows the service wants it to end.
+    follower: Option<PipeReader>,
     control: Option<Listener>,
     /// Where a VMM connects. It goes when the last one has: another one is refused by the kernel rather than left waiting.
     socket: Option<Listener>,
+    /// The VMMs that have connected and not said everything yet.
+    greeting: Vec<Handshake>,
     server: Server,
     vms: Vec<Vm>,
-    /// A VMM that has handed over its descriptor, and is not served yet.
-    greeting: Option<Process>,
+    /// What others are to know first.
+    untold: VecDeque<Event>,
     restarts: u64,
     /// How many VMMs have come so far.
     came: u64,
@@ -67,7 +75,7 @@ pub(crate) struct Guardian {
 struct Server {
     child: Child,
     process: Process,
-    channel: Heard,
+    channel: Channel,
     started: Instant,
     /// How many pages had been filled then.
     filled: u64,
@@ -76,6 +84,8 @@ struct Server {
 /// A VM that is served.
 struct Vm {
     peer: Process,
+    /// The how manieth it is.
+    client: u64,
     handed: Handed,
     state: State,
 }
@@ -84,27 +94,29 @@ struct Vm {
 pub(crate) struct Ending {
     /// What went wrong, if it did not end as it should.
     pub error: Option<wire::Error>,
-    /// The VMM that had to be stopped.
-    pub stopped: Option<i32>,
+    /// The VMMs that had to be stopped.
+    pub stopped: Vec<i32>,
 }
 
 impl Guardian {
-    /// Starts a service: its sockets, and a server.
-    pub fn start(config: Config) -> Result<Self, Error> {
+    /// Starts a service: its sockets, and a server. It ends when the pipe `follower` does.
+    pub fn start(config: Config, follower: Option<PipeReader>) -> Result<Self, Error> {
         let name = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
         // A VMM that finds a socket is not to be disappointed.
         config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = start(&config, &name, (0, 0), &control, Some(&listener), &[])?;
+        let server = start(&config, &name, (0, 0), &control, &[])?;
         Ok(Self {
             config,
             name,
+            follower,
             control: Some(control),
             socket: Some(listener),
             server,
             vms: Vec::new(),
-            greeting: None,
+            greeting: Vec::new(),
+            untold: VecDeque::new(),
             restarts: 0,
             came: 0,
             in_vain: 0,
@@ -141,34 +153,51 @@ impl Guardian {
     /// The next event; `None` when the service has ended. A signal to this process is passed on to the server, once.
     fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
+            if let Some(event) = self.untold.pop_front() {
+                return Ok(Some(event));
+            }
             self.wait()?;
-            match self.server.channel.next()? {
-                Some(event) => {
+            match self.server.channel.hear()? {
+                Heard::Event(event) => {
                     if let Some(event) = self.heard(event)? {
                         return Ok(Some(event));
                     }
                 }
-                None if self.ended || !self.start_again()? => return Ok(None),
-                None => {}
+                Heard::Nothing => {}
+                Heard::Ended if self.ended || !self.start_again()? => return Ok(None),
+                Heard::Ended => {}
             }
         }
     }
 
-    /// Waits until the server says something, or ends. One that was told to end is killed if it takes too long.
+    /// Waits until the server says something, or ends, or there is something to tell. A server that was told to end is killed if
+    /// it takes too long.
     fn wait(&mut self) -> Result<(), Error> {
         let failed = || Error::io("listen to", "the page server");
         while self.told.is_none() {
-            let channel = self.server.channel.socket.as_fd();
-            let fds: Vec<_> = [channel].into_iter().chain(sys::signals::fd()).collect();
-            if any_readable(&fds).map_err(failed())?[0] {
+            let rare = sys::signals::fd().into_iter().chain(self.follower.as_ref().map(AsFd::as_fd));
+            let fds: Vec<_> = [self.server.channel.as_fd()].into_iter().chain(rare).collect();
+            let rare = fds.len();
+            // Nobody is told of a VMM before it is told that somebody listens.
+            let fds: Vec<_> = fds.into_iter().chain(self.greets().filter(|_| self.listens)).collect();
+            let ready = any_readable_within(&fds, self.patience()).map_err(failed())?;
+            if ready[0] {
                 return Ok(());
             }
-            if sys::signals::pending().is_some() {
+            // A signal that another thread has read is the follower's.
+            if sys::signals::pending().is_some() || self.follower.is_some() && ready[rare - 1] {
                 self.terminate();
+                break;
+            }
+            if self.listens {
+                self.greet()?;
+            }
+            if !self.untold.is_empty() {
+                return Ok(());
             }
         }
         let left = self.told.map_or(ENDING, |told| ENDING.saturating_sub(told.elapsed()));
-        if !readable(&self.server.channel.socket, left).map_err(failed())? {
+        if !readable(&self.server.channel, left).map_err(failed())? {
             let _ = self.server.child.kill();
         }
         Ok(())
@@ -200,32 +229,23 @@ impl Guardian {
                                     "server_pid": self.server.process.pid});
                 return Ok(Some(Event { name: "restarted".into(), fields: object(fields), fds }));
             }
-            "greeting" => {
-                self.greeting = peer(&fields);
+            "sync" => {
+                // Whoever has said everything before the server was asked is known to it before it answers.
+                self.greet()?;
+                let greeting: Vec<_> = self.greeting.iter().filter_map(peer_of).collect();
+                let greeting: Vec<_> = greeting.iter().map(process_json).collect();
+                let others = self.greeting.len() - greeting.len();
+                self.server.channel.tell("synced", json!({"greeting": greeting, "others": others}));
                 return Ok(None);
             }
-            "connected" => {
-                let mut fds = fds.into_iter();
-                if let (Some(peer), Some(uffd), Some(state)) = (peer(&fields), fds.next(), fds.next()) {
-                    let failed = |source| Error::State { source };
-                    let handed = Handed { uffd, state: state.try_clone().map_err(failed)? };
-                    let (state, _) = State::open(state).map_err(failed)?;
-                    self.vms.push(Vm { peer, handed, state });
-                }
-                self.greeting = None;
-                self.came += 1;
-                if self.came == self.config.clients {
-                    self.socket = None;
-                }
-                return Ok(Some(Event { name, fields, fds: Vec::new() }));
-            }
             "left" => {
-                let left = std::mem::take(&mut self.vms).into_iter().map(|vm| vm.peer);
-                let left = left.chain(self.greeting.take()).chain(peer(&fields));
+                let client = fields.get("client").and_then(Value::as_u64);
+                let index = self.vms.iter().position(|vm| Some(vm.client) == client);
+                let left = index.map(|index| self.vms.remove(index).peer);
                 // Gone, or released: it needs nobody.
                 let hangs = fields.get("vmm").and_then(Value::as_str) == Some("abandoned");
-                for vmm in left.filter(|vmm| hangs && vmm.is_alive()) {
-                    vmm.end(Duration::ZERO).map_err(Error::io("stop the VMM", vmm.pid.to_string()))?;
+                if let Some(vmm) = left.filter(|vmm| hangs && vmm.is_alive()) {
+                    stop(&vmm)?;
                     fields["vmm"] = "stopped".into();
                 }
             }
@@ -233,15 +253,11 @@ impl Guardian {
                 self.asked = true;
                 return Ok(None);
             }
-            "failed" => {
-                self.ended = true;
-                self.greeting = peer(&fields).or(self.greeting.take());
-            }
+            "failed" => self.ended = true,
             "closed" => {
                 self.ended = true;
-                match fields.get("vmm").and_then(Value::as_str) == Some("abandoned") {
-                    true => self.greeting = peer(&fields),
-                    false => (self.vms, self.greeting) = (Vec::new(), None),
+                if matches!(fields.get("vmm").and_then(Value::as_str), Some("gone" | "released")) {
+                    self.vms.clear();
                 }
             }
             _ => {}
@@ -260,11 +276,11 @@ impl Guardian {
         } else {
             self.in_vain += 1;
         }
-        // Where others may come, one that is gone is no reason to end.
-        let others_may_come = self.config.clients != 1 && self.socket.is_some();
-        self.vms.retain(|vm| !others_may_come || vm.peer.is_alive());
-        // Without a VM there is nothing to lose yet but who waits to connect.
-        let lost = self.vms.iter().any(|vm| !vm.peer.is_alive()) || self.greeting.is_some();
+        // One of several that is gone is no reason for the others to end.
+        if self.config.clients != 1 {
+            self.let_go();
+        }
+        let lost = self.vms.iter().any(|vm| !vm.peer.is_alive());
         if !self.listens || self.told.is_some() || lost || self.in_vain > IN_VAIN {
             let again = if self.in_vain > IN_VAIN { ", as did the ones before it" } else { "" };
             return Err(Error::Died { how: format!("{how}{again}") });
@@ -273,36 +289,43 @@ impl Guardian {
         // Since the first of those that died without having said anything.
         self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
         let Some(control) = &self.control else { return Ok(false) };
-        self.server = start(
-            &self.config,
-            &self.name,
-            (self.restarts, self.came),
-            control,
-            self.socket.as_ref(),
-            &self.vms,
-        )?;
+        self.server = start(&self.config, &self.name, (self.restarts, self.came), control, &self.vms)?;
         Ok(true)
+    }
+
+    /// Lets go of the VMMs that have died with their server.
+    fn let_go(&mut self) {
+        let (vms, gone) = std::mem::take(&mut self.vms).into_iter().partition(|vm| vm.peer.is_alive());
+        self.vms = vms;
+        for Vm { peer, client, .. } in Vec::from(gone) {
+            self.tell("left", json!({"vmm": "gone", "peer_pid": peer.pid, "client": client}));
+        }
+    }
+
+    /// Tells of something that the server has not told.
+    fn tell(&mut self, event: &str, fields: Value) {
+        self.untold.push_back(Event { name: event.into(), fields: object(fields), fds: Vec::new() });
     }
 
     /// Waits for the server's end, and stops a VMM that it left behind. `failed` is what is known to have gone wrong.
     fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
+        let greeting = std::mem::take(&mut self.greeting);
         (self.control, self.done) = (None, true);
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();
-        let mut ending = Ending { error: failed, stopped: None };
+        let mut ending = Ending { error: failed, stopped: Vec::new() };
         let left = std::mem::take(&mut self.vms)
             .into_iter()
             .map(|vm| vm.peer)
-            .chain(self.greeting.take())
+            .chain(greeting.iter().filter_map(peer_of))
             .chain(unheard);
         for vmm in left.filter(Process::is_alive) {
-            match vmm.end(Duration::ZERO) {
-                Ok(()) => ending.stopped = Some(vmm.pid),
-                Err(source) => {
-                    let path = vmm.pid.to_string().into();
-                    let failed = wire::Error::from(Error::Io { doing: "stop the VMM", path, source });
+            match stop(&vmm) {
+                Ok(()) => ending.stopped.push(vmm.pid),
+                Err(error) => {
+                    let failed = wire::Error::from(error);
                     ending.error = Some(match ending.error {
                         Some(error) => error.absorb(failed),
                         None => failed,
@@ -310,8 +333,9 @@ impl Guardian {
                 }
             }
         }
-        if let (Some(error), Some(pid)) = (&mut ending.error, ending.stopped) {
-            error.detail.push(format!("the VMM, pid {pid}, was stopped, as it would have hung"));
+        if let Some(error) = &mut ending.error {
+            let stopped = |pid| format!("the VMM, pid {pid}, was stopped, as it would have hung");
+            error.detail.extend(ending.stopped.iter().map(stopped));
         }
         ending
     }
@@ -334,20 +358,17 @@ fn start(
     name: &Process,
     (restarts, came): (u64, u64),
     control: &Listener,
-    socket: Option<&Listener>,
     vms: &[Vm],
 ) -> Result<Server, Error> {
     let program = program()?;
     let failed = |source| Error::io("start", &program)(source);
     let again = || {
         let copy = |fd: &OwnedFd| fd.try_clone();
-        let listener = |listener: &Listener| listener.socket.as_fd().try_clone_to_owned();
         let (channel, theirs) = channel::pair()?;
         let handed = |vm: &Vm| Ok(Handed { uffd: copy(&vm.handed.uffd)?, state: copy(&vm.handed.state)? });
         let given = Given {
             channel: theirs,
-            control: listener(control)?,
-            socket: socket.map(listener).transpose()?,
+            control: control.socket.as_fd().try_clone_to_owned()?,
             vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
         };
         let orders = Orders { config: config.clone(), name: name.clone(), restarts, came, given };
@@ -382,10 +403,7 @@ fn how(child: &mut Child) -> String {
     }
 }
 
-fn peer(fields: &Map<String, Value>) -> Option<Process> {
-    Some(Process {
-        pid: fields.get("peer_pid")?.as_i64()? as i32,
-        start_time: fields.get("peer_start_time")?.as_u64()?,
-        boot_id: fields.get("peer_boot_id")?.as_str()?.to_owned(),
-    })
+/// Stops a VMM that would hang.
+fn stop(vmm: &Process) -> Result<(), Error> {
+    vmm.end(Duration::ZERO).map_err(Error::io("stop the VMM", vmm.pid.to_string()))
 }

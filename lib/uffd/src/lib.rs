@@ -19,6 +19,7 @@ mod error;
 mod guardian;
 pub mod handshake;
 mod histogram;
+mod mail;
 mod orders;
 mod prefetch;
 mod region;
@@ -110,7 +111,7 @@ pub static TOOL: Tool = Tool {
                 Field::may(
                     "clients",
                     Type::Integer,
-                    "how many VMMs to serve, one after another; 0: until stopped (default 1)",
+                    "how many VMMs to serve, side by side or one after another; 0: until stopped (default 1)",
                 ),
                 Field::may(
                     "detach",

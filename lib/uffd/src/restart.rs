@@ -29,7 +29,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     if let Some(server) = process_of(&left["server"]) {
         server.wait(PATIENCE).map_err(Failure::io("wait for", format!("pid {}", server.pid)))?;
     }
-    let answer = match ask(Request::Look) {
+    let answer = match ask(Request::Look { vm: None }) {
         Err(Failure::NotRunning { .. }) => Err(Failure::NotRestarted { log: paths.log }.into()),
         done => done?,
     }?;

@@ -1,25 +1,33 @@
 //! `wrenn-uffd serve`: a server for one VMM.
 
+use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, PipeReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use wire::{Call, Error, Reply};
 
 use crate::Error as Failure;
-use crate::channel::object;
+use crate::channel::{Event, object};
 use crate::config::Config;
 use crate::control::refusal;
-use crate::guardian::Guardian;
+use crate::guardian::{Ending, Guardian};
 use crate::orders::{process_json, process_of};
 use crate::role::{GUARDIAN, program};
 use crate::stop;
 
 /// How long a detached server may take until it listens.
 const LISTENING: Duration = Duration::from_secs(30);
+
+/// How many events may wait for somebody to read them.
+const UNREAD: usize = 4096;
+
+/// How long a service that was ended by a signal may take to say so.
+const GOING: Duration = Duration::from_secs(3);
 
 /// The verb.
 pub fn run(call: &mut Call) -> Result<Reply, Error> {
@@ -48,28 +56,73 @@ fn make_directory(call: &mut Call, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Serves until the VMM is gone, and prints what happens. This process is the guardian.
+/// Serves until the VMM is gone, and prints what happens. This process is the guardian: in a thread of its own, as somebody
+/// may not read what is printed, and a server that dies then is to be followed all the same.
 fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
-    let mut closed = None;
-    let ending = Guardian::start(config)?.follow(|_, event| {
-        match event.name.as_str() {
-            // The reply says it.
-            "failed" => {}
-            "closed" => closed = Some(event.fields),
-            name => call.emit(name, Value::Object(event.fields))?,
-        }
-        Ok::<_, Error>(())
-    })?;
+    let failed = |source| Failure::io("start", "a thread")(source);
+    let (events, told) = mpsc::sync_channel(UNREAD);
+    let (end, ended) = mpsc::channel();
+    let (follower, follows) = io::pipe().map_err(failed)?;
+    let guardian = std::thread::Builder::new().name("guardian".into());
+    guardian.spawn(move || guard(config, follower, events, &end)).map_err(failed)?;
+    let printed = told.iter().try_for_each(|event| call.emit(&event.name, Value::Object(event.fields)));
+    // If nobody takes them any more, the service ends.
+    drop((told, follows));
+    let Ended { ending, closed, unread } =
+        ended.recv().map_err(|_| Failure::Died { how: "its guardian, too".into() })??;
+    printed?;
     if let Some(error) = ending.error {
         return Err(error);
     }
-    let mut fields = closed.unwrap_or_else(Map::new);
-    if let Some(pid) = ending.stopped {
+    if unread > 0 {
+        let message = format!("{unread} events were dropped, as nobody read them");
+        call.emit("warning", json!({ "message": message }))?;
+    }
+    let mut fields = closed.unwrap_or_default();
+    if let Some(pid) = ending.stopped.first() {
         fields.insert("vmm".into(), "stopped".into());
-        fields.insert("stopped_pid".into(), pid.into());
+        fields.insert("stopped_pid".into(), (*pid).into());
     }
     call.emit("closed", Value::Object(fields))?;
     Ok(Reply::Streamed(0))
+}
+
+/// How a service in the foreground has ended.
+struct Ended {
+    ending: Ending,
+    /// The fields of its last event.
+    closed: Option<Map<String, Value>>,
+    /// How many events could not be told.
+    unread: u64,
+}
+
+/// Follows a service to its end. Who does not take its events does not hold it up.
+fn guard(
+    config: Config,
+    follower: PipeReader,
+    events: SyncSender<Event>,
+    end: &mpsc::Sender<Result<Ended, Failure>>,
+) {
+    let (mut closed, mut unread) = (None, 0);
+    let followed = Guardian::start(config, Some(follower)).map(|guardian| {
+        guardian.follow(|_, event| {
+            match event.name.as_str() {
+                // The reply says it.
+                "failed" => {}
+                "closed" => closed = Some(event.fields),
+                _ => unread += u64::from(matches!(events.try_send(event), Err(TrySendError::Full(_)))),
+            }
+            Ok::<_, Infallible>(())
+        })
+    });
+    let ended = followed.map(|Ok(ending)| Ended { ending, closed, unread });
+    drop(events);
+    let _ = end.send(ended);
+    if sys::signals::pending().is_some() {
+        // The other thread does it, unless it cannot get rid of an event.
+        std::thread::sleep(GOING);
+        sys::signals::end_by_pending();
+    }
 }
 
 /// Starts a guardian that lives on, and waits until its server listens.

@@ -1,67 +1,61 @@
-//! The server process: listens, takes the VMM's handshake, serves until the VMM is gone or it is told to stop.
+//! The server process: serves each VMM that its guardian gives it in a [`Session`] of its own, until they are gone or it is
+//! told to stop.
 //!
 //! It tells its parent, the guardian, what happens: events, the last of them `closed`, `failed`, or `handover` to one that
 //! goes on in its place. An end without any of these means that it died.
 
 mod begin;
+mod session;
 mod verbs;
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde_json::{Value, json};
-use snap::Image;
+use serde_json::{Map, Value, json};
 use sys::process::Process;
 
-use crate::channel::{Teller, object};
-use crate::config::Config;
-use crate::control::Connection;
-use crate::handshake::{Greeting, Handshake};
-use crate::orders::Orders;
-use crate::service::Service;
+use crate::Error;
+use crate::channel::{Event, Heard, object};
+use crate::control::{Connection, Request};
+use crate::mail::{Mailbox, Sender};
+use crate::orders::{Orders, process_of};
 use crate::socket::{self, Listener};
-use crate::wait::{Rare, Ready, Waiter};
-use crate::{Engine, Error};
-
-/// How long a VMM that has connected may take to say the rest.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+use crate::wait::{Rare, Waiter};
+use begin::Taken;
+use session::{Common, Running, Session, peer_fields};
+use verbs::Greeting;
 
 /// A server.
 pub(crate) struct Server {
-    config: Config,
+    common: Arc<Common>,
     /// What the service is called.
     name: Process,
     me: Process,
     restarts: u64,
     /// How many VMMs have come so far.
     came: u64,
-    image: Arc<Image>,
-    /// Where to write down what happens.
+    /// Where to write down what happens to the first of them.
     trace: Option<File>,
-    /// Goes when the last VMM is served.
-    listener: Option<Listener>,
-    vmm: Vmm,
+    sessions: Vec<Running>,
+    /// Tells which sessions are over.
+    over: (Sender<u64>, Mailbox<u64>),
     control: Listener,
     connections: Vec<Connection>,
+    /// Questions that wait until all VMMs that came before them are known: after this answer of the guardian.
+    asked: Vec<(u64, Connection, Request)>,
+    /// How often the guardian was asked for these, and how often it has answered.
+    syncs: u64,
+    synced: u64,
     /// Who asked for another server in this one's place.
     relief: Option<Connection>,
-    guardian: Teller,
     /// Whether the guardian is gone.
     orphaned: bool,
     waiter: Waiter,
 }
 
-/// How far the VMM has come.
-enum Vmm {
-    Awaited,
-    Greeting(Handshake),
-    Served(Box<Service>),
-}
-
-/// Why a server ended, all being well.
+/// Why a server ends, all being well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
     VmmGone,
@@ -69,9 +63,20 @@ enum Reason {
     Signal,
     /// The guardian died before any VMM had come: nobody will miss this server.
     Orphaned,
+}
+
+/// What a turn came to.
+enum Turn {
+    Goes,
+    Ends(Reason),
+    /// The only VMM's session is over.
+    Over(Box<Session>, Result<(), Error>),
     /// Another server takes over.
     Relieved,
 }
+
+/// A failure of the server, and the VMM that it was about.
+type Failed = (Error, Option<Process>);
 
 /// Runs a server until it ends.
 pub(crate) fn run(orders: Orders) -> ExitCode {
@@ -81,8 +86,6 @@ pub(crate) fn run(orders: Orders) -> ExitCode {
             let status = server.run();
             if server.orphaned {
                 // There is nobody else to look after them.
-                let unheard = server.listener.iter().flat_map(|listener| socket::unheard(&listener.socket));
-                unheard.for_each(|vmm| drop(vmm.end(Duration::ZERO)));
                 drop(server);
                 socket::clear_up(&paths);
             }
@@ -96,244 +99,184 @@ impl Server {
     fn run(&mut self) -> ExitCode {
         let ended = loop {
             match self.turn() {
-                Ok(None) => {}
-                Ok(Some(Reason::Relieved)) => break self.hand_over(),
-                Ok(Some(reason)) => break self.close(reason).map(|closed| ("closed", closed)),
-                Err(error) => break Err(error),
+                Ok(Turn::Goes) => {}
+                Ok(Turn::Ends(reason)) => break self.close(reason),
+                Ok(Turn::Over(mut session, Ok(()))) => break self.closed(Reason::VmmGone, &mut session),
+                Ok(Turn::Over(session, Err(error))) => break Err((error, Some(session.service.peer))),
+                Ok(Turn::Relieved) => break self.hand_over(),
+                Err(failed) => break Err(failed),
             }
         };
         match ended {
             Ok((event, fields)) => {
-                if fields["vmm"] == "abandoned" {
-                    self.stop_owed();
-                }
-                self.guardian.tell(event, fields);
+                self.common.guardian.tell(event, fields);
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                let mut fields = self.owed().map_or(json!({}), |peer| peer_fields(&peer));
+            Err((error, vmm)) => {
+                let mut fields = vmm.as_ref().map_or(json!({}), peer_fields);
                 let error = wire::Error::from(error);
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
-                self.guardian.tell("failed", fields);
-                self.stop_owed();
+                self.common.guardian.tell("failed", fields);
+                let others = std::mem::take(&mut self.sessions).into_iter().map(|session| session.peer);
+                vmm.into_iter().chain(others).for_each(|vmm| self.stop(&vmm));
                 ExitCode::from(error.kind.status())
             }
         }
     }
 
-    /// The VMM that hangs if this server fails: one that has handed over its userfaultfd.
-    fn owed(&self) -> Option<Process> {
-        match &self.vmm {
-            Vmm::Served(service) => Some(service.peer.clone()),
-            Vmm::Greeting(handshake) if handshake.has_descriptor() => {
-                Process::of_pid(handshake.peer().pid).ok()
-            }
-            _ => None,
-        }
+    /// Whether there is one VMM to serve, and the service ends with it.
+    fn is_for_one(&self) -> bool {
+        self.common.config.clients == 1
+    }
+
+    /// Whether more VMMs may come.
+    fn may_come(&self) -> bool {
+        !self.orphaned && (self.common.config.clients == 0 || self.came < self.common.config.clients)
     }
 
     /// Waits for something to happen, and does what it asks for.
-    fn turn(&mut self) -> Result<Option<Reason>, Error> {
-        let mut ready = self.wait()?;
+    fn turn(&mut self) -> Result<Turn, Failed> {
+        let failed = |source| (Error::Events { source }, None);
+        if self.sessions.is_empty() && !self.may_come() {
+            return Ok(Turn::Ends(Reason::VmmGone));
+        }
+        let ready = self.waiter.wait_rare().map_err(failed)?;
         if ready.has(Rare::Signal) && sys::signals::pending().is_some() {
-            return Ok(Some(Reason::Signal));
+            return Ok(Turn::Ends(Reason::Signal));
         }
-        if ready.has(Rare::Orphaned) {
-            self.orphaned = true;
-            if !matches!(self.vmm, Vmm::Served(_)) {
-                return Ok(Some(Reason::Orphaned));
+        for client in self.over.1.empty() {
+            let Some(index) = self.sessions.iter().position(|session| session.client == client) else {
+                continue;
+            };
+            let (mut session, ended) = self.sessions.remove(index).end();
+            if self.is_for_one() {
+                return Ok(Turn::Over(Box::new(session), ended));
             }
-            // There is a VMM to serve: go on without.
-            self.waiter.forget(&self.guardian.0).map_err(|source| Error::Events { source })?;
-            eprintln!("{} orphaned {{}}", wire::timestamp());
+            self.left(&mut session, ended);
         }
-        let mut rounds = 1;
-        if ready.has(Rare::Control) && !matches!(self.vmm, Vmm::Served(_)) {
-            // A VMM that has connected, and said who it is, before somebody asked counts.
-            (ready.vmm, rounds) = (true, 2);
-        }
-        for _ in 0..rounds {
-            let attended = self.attend(&ready);
-            // The only one counts also when it is gone before it is served. Who serves a single VMM fails with it.
-            let is_last = self.orphaned || self.listener.is_none() || self.config.clients == 1;
-            match attended {
-                Ok(false) => {}
-                Ok(true) if is_last => return Ok(Some(Reason::VmmGone)),
-                Ok(true) => self.left(None)?,
-                Err(error) if is_last => return Err(error),
-                Err(error) => self.left(Some(error))?,
-            }
+        if ready.has(Rare::Guardian)
+            && let Some(reason) = self.heed()?
+        {
+            return Ok(Turn::Ends(reason));
         }
         if ready.has(Rare::Control)
-            && let Some(reason) = self.verbs()?
+            && let Some(reason) = self.verbs().map_err(|error| (error, None))?
         {
-            return Ok(Some(reason));
+            return Ok(Turn::Ends(reason));
         }
-        let greets = matches!(self.vmm, Vmm::Greeting(_));
-        Ok(self.relief.is_some().then_some(Reason::Relieved).filter(|_| !greets))
+        Ok(if self.relief.is_some() { Turn::Relieved } else { Turn::Goes })
     }
 
-    /// Does what the VMM asks for, or takes the next one. Gives whether it is gone.
-    fn attend(&mut self, ready: &Ready) -> Result<bool, Error> {
-        match &mut self.vmm {
-            Vmm::Served(service) => {
-                let events = service.turn(ready.vmm, ready.has(Rare::Exit))?;
-                events.into_iter().for_each(|(event, fields)| self.guardian.tell(event, fields));
-                Ok(service.is_over())
+    /// Does what the guardian says.
+    fn heed(&mut self) -> Result<Option<Reason>, Failed> {
+        loop {
+            match self.common.guardian.hear().map_err(|error| (error, None))? {
+                Heard::Nothing => return Ok(None),
+                Heard::Event(Event { name, fds, .. }) if name == "vmm" => {
+                    self.came += 1;
+                    let taken = Taken::new(fds).map_err(|error| (error, None))?;
+                    let peer = taken.peer.clone();
+                    self.begin(taken).map_err(|error| (error, Some(peer)))?;
+                }
+                Heard::Event(Event { fields, .. }) => {
+                    let handed = fields.get("greeting").and_then(Value::as_array).into_iter().flatten();
+                    let handed = handed.filter_map(process_of).collect();
+                    let others = fields.get("others").and_then(Value::as_u64) != Some(0);
+                    if let Some(reason) = self.answer_asked(&Greeting { handed, others }) {
+                        return Ok(Some(reason));
+                    }
+                }
+                Heard::Ended => {
+                    self.orphaned = true;
+                    let failed = |source| (Error::Events { source }, None);
+                    self.waiter.forget(&self.common.guardian).map_err(failed)?;
+                    if self.sessions.is_empty() {
+                        return Ok(Some(Reason::Orphaned));
+                    }
+                    // There is a VMM to serve: go on without.
+                    eprintln!("{} orphaned {{}}", wire::timestamp());
+                    return Ok(self.answer_asked(&Greeting::default()));
+                }
             }
-            Vmm::Awaited if ready.vmm => self.accept().map(|()| false),
-            Vmm::Greeting(handshake) if ready.vmm || Instant::now() >= handshake.deadline() => self.greet(),
-            _ => Ok(false),
         }
     }
 
-    /// A VMM has gone, or cannot be served, and others may come.
-    fn left(&mut self, error: Option<Error>) -> Result<(), Error> {
-        let mut fields = match error {
-            None => self.parted()?,
-            Some(error) => {
-                let mut fields = self.owed().map_or(json!({"vmm": "none"}), |peer| {
-                    let mut fields = peer_fields(&peer);
-                    fields["vmm"] = "abandoned".into();
-                    fields
-                });
-                fields["error"] = wire::Error::from(error).to_json("wrenn-uffd", "serve");
-                fields
-            }
-        };
-        fields["came"] = self.came.into();
-        self.guardian.tell("left", fields);
-        self.vmm = Vmm::Awaited;
-        // What one VM discarded says nothing about the next.
-        socket::remove(&self.config.paths.removed)
-    }
-
-    /// Waits until there is something to do.
-    fn wait(&self) -> Result<Ready, Error> {
-        let (vmm, limit) = match &self.vmm {
-            Vmm::Awaited => (self.listener.as_ref().unwrap_or(&self.control).socket.as_fd(), None),
-            Vmm::Greeting(handshake) => (
-                handshake.stream().as_fd(),
-                Some(handshake.deadline().saturating_duration_since(Instant::now())),
-            ),
-            Vmm::Served(service) => (service.engine.uffd().as_fd(), service.patience()),
-        };
-        self.waiter.wait(vmm, limit).map_err(|source| Error::Events { source })
-    }
-
-    /// Takes a VMM's connection.
-    fn accept(&mut self) -> Result<(), Error> {
-        let Some(listener) = &self.listener else { return Ok(()) };
-        let Some(stream) = listener.accept()? else { return Ok(()) };
-        let path = &self.config.paths.socket;
-        let handshake = Handshake::new(stream, HANDSHAKE).map_err(Error::io("look at the peer of", path))?;
-        match socket::is_trusted(handshake.peer()) {
-            true => self.vmm = Vmm::Greeting(handshake),
-            false => {
-                let message = format!("refused a VMM of user {}: not mine", handshake.peer().uid);
-                self.guardian.tell("warning", json!({ "message": message }));
+    /// Begins to serve a VMM. If that cannot be it is an error where it is the only one.
+    fn begin(&mut self, taken: Taken) -> Result<(), Error> {
+        let (peer, client) = (taken.peer.clone(), taken.client);
+        let begun = taken.begin(&self.common, self.trace.take()).and_then(|service| {
+            Running::start(&self.common, service, client, &self.over.0)
+                .map_err(|source| Error::Events { source })
+        });
+        match begun {
+            Ok(session) => self.sessions.push(session),
+            Err(error) if self.is_for_one() => return Err(error),
+            Err(error) => {
+                let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
+                let mut fields = object(json!({"vmm": "abandoned", "client": client, "error": error}));
+                fields.extend(object(peer_fields(&peer)));
+                self.common.guardian.tell("left", Value::Object(fields));
+                self.stop(&peer);
             }
         }
         Ok(())
     }
 
-    /// Goes on with the VMM's handshake, and begins to serve it when it is complete.
-    /// Gives whether it is gone.
-    fn greet(&mut self) -> Result<bool, Error> {
-        let Vmm::Greeting(handshake) = &mut self.vmm else { return Ok(false) };
-        let had = handshake.has_descriptor();
-        let greeting = handshake.advance();
-        if !had
-            && handshake.has_descriptor()
-            && let Ok(peer) = Process::of_pid(handshake.peer().pid)
-        {
-            // From here on it would hang if this server died.
-            self.guardian.tell("greeting", peer_fields(&peer));
-        }
-        let (regions, uffd) = match greeting? {
-            Greeting::Waiting => return Ok(false),
-            Greeting::Nothing => {
-                self.vmm = Vmm::Awaited;
-                return Ok(false);
-            }
-            Greeting::Done(regions, uffd) => (regions, uffd),
-        };
-        let pid = handshake.peer().pid;
-        let Ok(peer) = Process::of_pid(pid) else { return Ok(true) };
-        let exit = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))?;
-        let Some(exit) = exit else { return Ok(true) };
-        self.waiter.add(&exit, Rare::Exit).map_err(|source| Error::Events { source })?;
-        let mut engine = Engine::new(uffd, self.image.clone(), regions)?;
-        engine.state().set_peer(&peer);
-        if let Some(file) = self.trace.take() {
-            engine.trace(file, peer.pid);
-        }
-        let mut fields = peer_fields(&peer);
-        fields["regions"] = engine.regions().into();
-        fields["bytes"] = engine.bytes().into();
-        let given = [engine.uffd().as_fd(), engine.state().as_fd()];
-        if let Err(error) = self.guardian.hand_over("connected", fields, &given) {
-            // Should this server die, the VMM is stopped.
-            log::warn!("the guardian cannot take over: {error}");
-        }
-        let (service, warning) = Service::start(&self.config, engine, peer, exit);
-        if let Some(message) = warning {
-            self.guardian.tell("warning", json!({ "message": message }));
-        }
-        self.vmm = Vmm::Served(Box::new(service));
-        self.came += 1;
-        if self.came == self.config.clients {
-            self.listener = None;
-        }
-        Ok(false)
+    /// Tells of one of several VMMs that it has gone, or cannot be served any more.
+    fn left(&self, session: &mut Session, ended: Result<(), Error>) {
+        let parted = ended.and_then(|()| session.parted()).unwrap_or_else(|error| session.abandoned(error));
+        self.stop_abandoned(&parted, session);
+        // What one VM discarded says nothing about another.
+        let _ = socket::remove(&self.removed(Some(&session.service.peer)));
+        self.common.guardian.tell("left", Value::Object(parted));
     }
 
-    /// The last event. A VMM that lives gets its memory back if it is all there, and is the guardian's to stop if not.
-    fn close(&mut self, reason: Reason) -> Result<Value, Error> {
+    /// Ends: the last event.
+    fn close(&mut self, reason: Reason) -> Result<(&'static str, Value), Failed> {
+        let sessions = std::mem::take(&mut self.sessions);
+        for (mut session, ended) in sessions.into_iter().map(Running::end) {
+            if self.is_for_one() {
+                return self.closed(reason, &mut session);
+            }
+            self.left(&mut session, ended);
+        }
+        Ok(("closed", json!({"reason": reason.word(), "vmm": "none", "came": self.came})))
+    }
+
+    /// The last event of a service with one VMM, which has come.
+    fn closed(&self, reason: Reason, session: &mut Session) -> Result<(&'static str, Value), Failed> {
+        let parted = session.parted().map_err(|error| (error, Some(session.service.peer.clone())))?;
+        self.stop_abandoned(&parted, session);
         let mut closed = object(json!({"reason": reason.word()}));
-        closed.extend(object(self.parted()?));
-        Ok(Value::Object(closed))
-    }
-
-    /// What became of the VMM that is there, if one is.
-    fn parted(&mut self) -> Result<Value, Error> {
-        let mut closed = object(json!({"vmm": "none"}));
-        if let Some(peer) = self.owed() {
-            // Also one that was still introducing itself.
-            closed.insert("vmm".into(), "abandoned".into());
-            closed.extend(object(peer_fields(&peer)));
-        }
-        if let Vmm::Served(service) = &mut self.vmm {
-            if let Some((event, fields)) = service.end_recording() {
-                self.guardian.tell(event, fields);
-            }
-            closed.insert("vmm".into(), service.leave()?.into());
-            closed.extend(object(service.stats()).into_iter().filter(|(name, _)| name != "state"));
-        }
-        Ok(Value::Object(closed))
+        closed.extend(parted);
+        Ok(("closed", Value::Object(closed)))
     }
 
     /// Ends with everything read so far applied: the next one goes on from there.
-    fn hand_over(&mut self) -> Result<(&'static str, Value), Error> {
-        if let Vmm::Served(service) = &mut self.vmm
-            && let Some((event, fields)) = service.put_down()?
-        {
-            self.guardian.tell(event, fields);
+    fn hand_over(&mut self) -> Result<(&'static str, Value), Failed> {
+        for (mut session, ended) in std::mem::take(&mut self.sessions).into_iter().map(Running::end) {
+            match ended.and_then(|()| session.put_down()) {
+                Ok(()) => {}
+                Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
+                Err(error) => self.left(&mut session, Err(error)),
+            }
         }
-        let described = self.described();
         if let Some(mut connection) = self.relief.take() {
-            connection.answer(Ok(described));
+            connection.answer(Ok(self.answer(Map::new())));
         }
         Ok(("handover", json!({})))
     }
 
+    fn stop_abandoned(&self, parted: &Map<String, Value>, session: &Session) {
+        if parted.get("vmm").and_then(Value::as_str) == Some("abandoned") {
+            self.stop(&session.service.peer);
+        }
+    }
+
     /// Does what the guardian would if it were there.
-    fn stop_owed(&mut self) {
-        if self.orphaned
-            && let Some(peer) = self.owed()
-            && peer.end(Duration::ZERO).is_ok()
-        {
-            let fields = json!({"pid": peer.pid, "reason": "its page server ended while pages were missing"});
+    fn stop(&self, vmm: &Process) {
+        if self.orphaned && vmm.end(Duration::ZERO).is_ok() {
+            let fields = json!({"pid": vmm.pid, "reason": "its page server ended while pages were missing"});
             eprintln!("{} vmm_stopped {fields}", wire::timestamp());
         }
     }
@@ -346,12 +289,6 @@ impl Reason {
             Self::Stopped => "stopped",
             Self::Signal => "signal",
             Self::Orphaned => "orphaned",
-            Self::Relieved => "relieved",
         }
     }
-}
-
-/// A VMM's name, as it goes into events.
-fn peer_fields(peer: &Process) -> Value {
-    json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
 }

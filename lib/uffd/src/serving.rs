@@ -22,7 +22,7 @@ pub fn serving(document: &Document, limit: Duration) -> Result<Option<Process>, 
         return Ok(Some(named));
     }
     let Some(control) = document.find::<PathBuf>("uffd.control")? else { return Ok(None) };
-    match control::ask(&control, Some(&named), &Request::Look, limit) {
+    match control::ask(&control, Some(&named), &Request::Look { vm: None }, limit) {
         Ok(Ok(answer)) => Ok(process_of(&answer["server"])),
         Ok(Err(_)) | Err(Error::NotRunning { .. }) => Ok(None),
         Err(error) => {

@@ -42,21 +42,26 @@ impl Listener {
 
     /// The next connection. `None` when there is none.
     pub fn accept(&self) -> Result<Option<UnixStream>, Error> {
-        match self.socket.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true).map_err(Error::io("accept on", &self.path))?;
-                Ok(Some(stream))
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(Error::io("accept on", &self.path)(error)),
+        accept(&self.socket, &self.path)
+    }
+}
+
+/// The next connection, which does not block. `None` when there is none.
+pub(crate) fn accept(listener: &UnixListener, path: &Path) -> Result<Option<UnixStream>, Error> {
+    match listener.accept() {
+        Ok((stream, _)) => {
+            stream.set_nonblocking(true).map_err(Error::io("accept on", path))?;
+            Ok(Some(stream))
         }
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("accept on", path)(error)),
     }
 }
 

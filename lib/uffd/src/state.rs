@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | 0 | [`MAGIC`], with the version of this layout |
 //! | 1 | how many regions there are |
-//! | 2, 3 | the VMM's pid and start time |
+//! | 2, 3, 4 | the VMM's pid and start time, and the how manieth of its service it is |
 //! | 8 to 31 | counters, see [`Counter`] |
 //! | 32 to 63 | faults answered, by the number of the answer's [`Kind`] |
 //! | 64 to 319 | the messages of the last read(2), see [`sys::uffd::messages`] |
@@ -39,6 +39,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"wrennpf\x01");
 
 const REGION_COUNT: usize = 1;
 const PEER: Range<usize> = 2..4;
+const CLIENT: usize = 4;
 const MESSAGES: Range<usize> = 64..320;
 const REGIONS: usize = 512;
 const REGION_WORDS: usize = 4;
@@ -166,10 +167,16 @@ impl State {
         Ok((Self(Arc::new(shared)), regions))
     }
 
-    /// Notes whose memory it is about.
-    pub fn set_peer(&self, peer: &Process) {
+    /// Notes whose memory it is about, and the how manieth VMM of its service that is.
+    pub fn set_vm(&self, peer: &Process, client: u64) {
         self.0.words()[PEER.start].store(peer.pid as u64, Relaxed);
         self.0.words()[PEER.start + 1].store(peer.start_time, Relaxed);
+        self.0.words()[CLIENT].store(client, Relaxed);
+    }
+
+    /// The how manieth VMM it is about.
+    pub fn client(&self) -> u64 {
+        self.0.words()[CLIENT].load(Relaxed)
     }
 
     /// Whose memory it is about.
@@ -260,7 +267,7 @@ mod tests {
         let regions = [region(100, 0), region(1, 1 << 30)];
         let first = State::new(&regions).unwrap();
         let me = Process::current().unwrap();
-        first.set_peer(&me);
+        first.set_vm(&me, 3);
         first.add(Counter::Copied, 7);
         let sets: Vec<_> = first.sets(&regions).collect();
         sets[0].epochs.halves()[99].store(5, Relaxed);
@@ -272,7 +279,8 @@ mod tests {
         let (second, found) = State::open(first.as_fd().try_clone_to_owned().unwrap()).unwrap();
         drop((first, sets));
         assert_eq!(found, regions);
-        assert_eq!((second.peer().unwrap(), second.count(Counter::Copied)), (me, 7));
+        assert_eq!((second.peer().unwrap(), second.client()), (me, 3));
+        assert_eq!(second.count(Counter::Copied), 7);
         let sets: Vec<_> = second.sets(&regions).collect();
         assert_eq!(sets[0].epochs.halves()[99].load(Relaxed), 5);
         assert_eq!(sets[1].settled.get()[0].load(Relaxed), 6);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sys::process::Process;
 use wire::{Call, Document, Error, Reply};
 
 use crate::Error as Failure;
@@ -22,7 +23,9 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
     let paths = Paths::of(call)?;
     let process = named(call)?;
     let answer = control::ask(&paths.control, process.as_ref(), &request(call.document)?, PATIENCE)??;
-    call.answer("removed", answer["removed"].clone());
+    if let Some(removed) = answer["removed"].as_str() {
+        call.answer("removed", removed);
+    }
     call.answer("stats", answer["stats"].clone());
     Ok(Reply::Document)
 }
@@ -35,7 +38,7 @@ pub fn run(call: &mut Call) -> Result<Reply, Error> {
 pub fn missing_bytes(document: &Document, limit: Duration) -> Result<Option<u64>, Error> {
     let Some(control) = document.find::<PathBuf>("uffd.control")? else { return Ok(None) };
     let server = document.process("uffd")?;
-    match control::ask(&control, Some(&server), &Request::Look, limit) {
+    match control::ask(&control, Some(&server), &Request::Look { vm: vm(document) }, limit) {
         Ok(Ok(answer)) => Ok(answer["stats"]["missing_bytes"].as_u64()),
         Ok(Err(error)) if error.code == NOT_RUNNING => Ok(None),
         Ok(Err(error)) => Err(error),
@@ -54,7 +57,12 @@ fn request(document: &Document) -> Result<Request, Error> {
     // As the VMM's driver records them, and as the next pause will name this one.
     let resolved = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let since = dumped.as_ref().and(parent).map(resolved);
-    Ok(Request::Stats { since, dumped: dumped.map(resolved) })
+    Ok(Request::Stats { vm: vm(document), since, dumped: dumped.map(resolved) })
+}
+
+/// The document's VM. Only a server of several needs to know.
+fn vm(document: &Document) -> Option<Process> {
+    document.process("vm").ok()
 }
 
 /// Whether this is a sandbox that booted, and so never had a page server: there is nothing to ask, and nothing to stop.

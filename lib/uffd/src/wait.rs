@@ -1,4 +1,4 @@
-//! Waiting: for the VMM's faults, which come often, and for everything else, which comes rarely and shares one descriptor,
+//! Waiting: for a VMM's faults, which come often, and for everything else, which comes rarely and shares one descriptor,
 //! so that a fault pays for two in its poll and not for all.
 
 use std::io;
@@ -15,12 +15,14 @@ use nix::sys::time::TimeSpec;
 pub(crate) enum Rare {
     /// The VMM has ended.
     Exit = 1,
-    /// The guardian has ended.
-    Orphaned = 2,
+    /// The guardian says something, or has ended.
+    Guardian = 2,
     /// SIGINT or SIGTERM.
     Signal = 4,
     /// A verb asks.
     Control = 8,
+    /// Another thread of this server has something to say.
+    Mail = 16,
 }
 
 /// What a wait has found.
@@ -37,7 +39,7 @@ impl Ready {
     }
 }
 
-/// The rare ones. A descriptor leaves by being closed.
+/// The rare ones. A descriptor that no other process has leaves by being closed.
 #[derive(Debug)]
 pub(crate) struct Waiter(Epoll);
 
@@ -47,9 +49,7 @@ impl Waiter {
     }
 
     pub fn add(&self, fd: impl AsFd, what: Rare) -> io::Result<()> {
-        // The write end of the guardian's channel is ready for an error alone: that nobody reads it any more.
-        let flags = if what == Rare::Orphaned { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-        Ok(self.0.add(fd, EpollEvent::new(flags, what as u64))?)
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, what as u64))?)
     }
 
     pub fn forget(&self, fd: impl AsFd) -> io::Result<()> {
@@ -64,12 +64,21 @@ impl Waiter {
             Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(errno) => return Err(errno.into()),
         }
-        let mut ready = Ready { vmm: fds[0].any() == Some(true), rare: 0 };
-        if fds[1].any() == Some(true) {
-            let mut events = [EpollEvent::empty(); 16];
-            let count = self.0.wait(&mut events, EpollTimeout::ZERO)?;
-            ready.rare = events[..count].iter().fold(0, |rare, event| rare | event.data());
+        let rare = if fds[1].any() == Some(true) { self.rare(EpollTimeout::ZERO)? } else { 0 };
+        Ok(Ready { vmm: fds[0].any() == Some(true), rare })
+    }
+
+    /// Waits for any of the rare ones.
+    pub fn wait_rare(&self) -> io::Result<Ready> {
+        Ok(Ready { vmm: false, rare: self.rare(EpollTimeout::NONE)? })
+    }
+
+    fn rare(&self, limit: EpollTimeout) -> io::Result<u64> {
+        let mut events = [EpollEvent::empty(); 16];
+        match self.0.wait(&mut events, limit) {
+            Ok(count) => Ok(events[..count].iter().fold(0, |rare, event| rare | event.data())),
+            Err(Errno::EINTR) => Ok(0),
+            Err(errno) => Err(errno.into()),
         }
-        Ok(ready)
     }
 }

@@ -49,6 +49,13 @@ pub struct Vmm {
 impl Vmm {
     /// Starts one with so many pages. The test binary must have an ignored test `vmm` that calls [`play`].
     pub fn start(socket: &Path, pages: usize) -> Self {
+        let mut vmm = Self::begin(socket, pages);
+        assert_eq!(vmm.answer(), "connected");
+        vmm
+    }
+
+    /// The same, and does not wait until it has handed itself over: it may be stopped for that.
+    pub fn begin(socket: &Path, pages: usize) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "vmm", "--ignored", "--nocapture", "--test-threads=1"])
             .env("UFFD_SOCKET", socket)
@@ -59,9 +66,7 @@ impl Vmm {
             .unwrap();
         let process = Process::of_pid(child.id() as i32).unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let mut vmm = Self { child, process, stdin, lines: BufReader::new(stdout) };
-        assert_eq!(vmm.answer(), "connected");
-        vmm
+        Self { child, process, stdin, lines: BufReader::new(stdout) }
     }
 
     /// Tells it to do something, see [`play`].

@@ -10,7 +10,6 @@ use super::Engine;
 use crate::area::Area;
 use crate::error::LostPage;
 use crate::seen::Counts;
-use crate::state::State;
 use crate::trace::{self, Header, Writer};
 use crate::{Error, Region};
 
@@ -76,11 +75,6 @@ impl Engine {
     /// A snapshot was dumped into this directory: what is discarded from here on belongs to the next.
     pub(crate) fn dumped(&mut self, dir: PathBuf) -> Result<(), Error> {
         self.epochs.end(dir).map_err(|source| Error::State { source })
-    }
-
-    /// What a successor needs.
-    pub(crate) fn state(&self) -> &State {
-        &self.state
     }
 
     /// Bytes of memory.

@@ -16,16 +16,16 @@ use crate::socket;
 pub(crate) fn run(config: Config, caller: OwnedFd) -> ExitCode {
     let mut caller = Some(File::from(caller));
     let log = config.paths.log.clone();
-    let ending = match Guardian::start(config) {
-        Err(error) => Ending { error: Some(error.into()), stopped: None },
+    let ending = match Guardian::start(config, None) {
+        Err(error) => Ending { error: Some(error.into()), stopped: Vec::new() },
         Ok(guardian) => guard(guardian, &mut caller),
     };
-    if let Some(pid) = ending.stopped {
+    for pid in &ending.stopped {
         say("vmm_stopped", &json!({"pid": pid, "reason": "its page server ended while pages were missing"}));
     }
     match ending.error {
         None => {
-            if ending.stopped.is_none() {
+            if ending.stopped.is_empty() {
                 let _ = socket::remove(&log);
             }
             ExitCode::SUCCESS

@@ -1,6 +1,8 @@
 //! How a server begins: on nothing, or where another one ended.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,9 +11,11 @@ use snap::Image;
 use sys::process::Process;
 use sys::uffd::Uffd;
 
-use super::{Server, Vmm};
-use crate::channel::Teller;
+use super::Server;
+use super::session::Common;
+use crate::channel::Channel;
 use crate::config::Config;
+use crate::mail::{self, Mailbox};
 use crate::orders::{Given, Handed, Orders};
 use crate::service::Service;
 use crate::socket::{self, Listener};
@@ -22,122 +26,138 @@ use crate::{Engine, Error, Region, trace};
 /// Takes over what is given, opens the rest, and says so.
 pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
     let Orders { config, name, restarts, came, given } = orders;
-    let Given { channel, control, socket, vms } = given;
-    let guardian = Teller::new(channel).map_err(|error| {
+    let Given { channel, control, vms } = given;
+    let guardian = Channel::new(channel).map_err(|error| {
         eprintln!("{} wrenn-uffd: no channel to the guardian: {error}", wire::timestamp());
         ExitCode::FAILURE
     })?;
     let begun = (|| -> Result<_, Error> {
         let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
-        let vm = vms.into_iter().next().map(Taken::of).transpose()?;
-        let image = Arc::new(open(&config, vm.as_ref())?);
+        let vms = vms.into_iter().map(|vm| Taken::of(vm, false)).collect::<Result<Vec<_>, _>>()?;
+        let more_may_come = config.clients == 0 || came < config.clients;
+        let image = Arc::new(open(&config, &vms, more_may_come)?);
         // That of a VM that is served already ends with the server before this one.
-        let trace = config.trace.as_deref().filter(|_| vm.is_none() && came == 0);
+        let trace = config.trace.as_deref().filter(|_| came == 0);
         let trace = trace.map(trace::Writer::create).transpose()?;
         let control = Listener::inherited(control, &config.paths.control);
-        let listener = socket.map(|socket| Listener::inherited(socket, &config.paths.socket));
-        let waiter = wait_for(&control, &guardian).map_err(|source| Error::Events { source })?;
+        let over = mail::mailbox().map_err(|source| Error::Events { source })?;
+        let waiter = wait_for(&control, &guardian, &over.1).map_err(|source| Error::Events { source })?;
         if restarts == 0 {
             // What an earlier service saw discarded says nothing about this one's VM.
             socket::remove(&config.paths.removed)?;
             guardian.tell("listening", json!({"bytes": image.size(), "server_pid": me.pid}));
         }
-        let vmm = match vm {
-            Some(vm) => Vmm::Served(Box::new(vm.serve(&config, &image, &waiter, &guardian)?)),
-            None => Vmm::Awaited,
-        };
-        if restarts > 0 {
-            guardian.tell("ready", json!({}));
-        }
-        Ok((me, image, trace, listener, vmm, control, waiter))
-    })();
-    match begun {
-        Ok((me, image, trace, listener, vmm, control, waiter)) => Ok(Server {
-            config,
+        let mut server = Server {
+            common: Arc::new(Common { config, image, guardian: guardian.clone() }),
             name,
             me,
             restarts,
             came,
-            image,
             trace,
-            listener,
-            vmm,
+            sessions: Vec::new(),
+            over,
             control,
             connections: Vec::new(),
+            asked: Vec::new(),
+            syncs: 0,
+            synced: 0,
             relief: None,
-            guardian,
             orphaned: false,
             waiter,
-        }),
-        Err(error) => {
-            let error = wire::Error::from(error);
-            guardian.tell("failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
-            Err(ExitCode::from(error.kind.status()))
+        };
+        vms.into_iter().try_for_each(|vm| server.begin(vm))?;
+        if restarts > 0 {
+            guardian.tell("ready", json!({}));
         }
-    }
-}
-
-/// The image. A VM that has all of its memory needs none, and it may be gone by now.
-fn open(config: &Config, vm: Option<&Taken>) -> Result<Image, Error> {
-    config.source.open(config.verify).or_else(|error| match vm.filter(|vm| vm.is_complete()) {
-        Some(vm) => Ok(Image::zeros(vm.regions.iter().map(Region::offset_end).max().unwrap_or(0))),
-        None => Err(error),
+        Ok(server)
+    })();
+    begun.map_err(|error| {
+        let error = wire::Error::from(error);
+        guardian.tell("failed", json!({"error": error.to_json("wrenn-uffd", "serve")}));
+        ExitCode::from(error.kind.status())
     })
 }
 
-fn wait_for(control: &Listener, guardian: &Teller) -> io::Result<Waiter> {
+/// The image. VMs that have all of their memory need none, and it may be gone by now; others must not get zeros for it.
+fn open(config: &Config, vms: &[Taken], more_may_come: bool) -> Result<Image, Error> {
+    let need_none = !more_may_come && vms.iter().all(Taken::is_complete);
+    config.source.open(config.verify).or_else(|error| match need_none {
+        true => {
+            let regions = vms.iter().flat_map(|vm| &vm.regions);
+            Ok(Image::zeros(regions.map(Region::offset_end).max().unwrap_or(0)))
+        }
+        false => Err(error),
+    })
+}
+
+fn wait_for(control: &Listener, guardian: &Channel, over: &Mailbox<u64>) -> io::Result<Waiter> {
     let waiter = Waiter::new()?;
     waiter.add(&control.socket, Rare::Control)?;
-    waiter.add(&guardian.0, Rare::Orphaned)?;
+    waiter.add(guardian, Rare::Guardian)?;
+    waiter.add(over, Rare::Mail)?;
     if let Some(signals) = sys::signals::fd() {
         waiter.add(signals, Rare::Signal)?;
     }
     Ok(waiter)
 }
 
-/// A VM of the server before this one.
-struct Taken {
+/// A VM that this server is given: a new one, or one of the server before it.
+pub(super) struct Taken {
+    pub peer: Process,
+    /// The how manieth of its service it is.
+    pub client: u64,
     uffd: Uffd,
     state: State,
     regions: Vec<Region>,
+    is_new: bool,
 }
 
 impl Taken {
-    fn of(handed: Handed) -> Result<Self, Error> {
+    /// A new one.
+    pub fn new(fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let mut fds = fds.into_iter();
+        match (fds.next(), fds.next()) {
+            (Some(uffd), Some(state)) => Self::of(Handed { uffd, state }, true),
+            _ => Err(Error::Protocol { what: "a VM without its descriptors".into() }),
+        }
+    }
+
+    fn of(handed: Handed, is_new: bool) -> Result<Self, Error> {
         let failed = |source| Error::State { source };
         let (state, regions) = State::open(handed.state).map_err(failed)?;
-        Ok(Self { uffd: Uffd::from_fd(handed.uffd).map_err(failed)?, state, regions })
+        let (peer, client) = (state.peer().map_err(failed)?, state.client());
+        Ok(Self { peer, client, uffd: Uffd::from_fd(handed.uffd).map_err(failed)?, state, regions, is_new })
     }
 
     fn is_complete(&self) -> bool {
         crate::area::all(&self.regions, &self.state).iter().all(|area| area.missing() == 0)
     }
 
-    fn serve(
-        self,
-        config: &Config,
-        image: &Arc<Image>,
-        waiter: &Waiter,
-        guardian: &Teller,
-    ) -> Result<Service, Error> {
-        let peer = self.state.peer().map_err(|source| Error::State { source })?;
-        let watched = peer.pidfd().map_err(Error::io("watch", format!("pid {}", peer.pid)))?;
+    /// Begins to serve it.
+    pub fn begin(self, common: &Common, trace: Option<File>) -> Result<Service, Error> {
+        let Common { config, image, guardian } = common;
+        let Self { peer, client, uffd, state, regions, is_new } = self;
+        let pid = peer.pid;
+        let watched = peer.pidfd().map_err(Error::io("watch", format!("pid {pid}")))?;
         // Gone meanwhile: any descriptor that is readable says so.
-        let exit = watched.map_or_else(ended, Ok).map_err(Error::io("watch", format!("pid {}", peer.pid)))?;
-        waiter.add(&exit, Rare::Exit).map_err(|source| Error::Events { source })?;
-        let engine = Engine::resume(self.uffd, image.clone(), &self.regions, self.state)?;
+        let exit = watched.map_or_else(ended, Ok).map_err(Error::io("watch", format!("pid {pid}")))?;
+        let mut engine = Engine::resume(uffd, image.clone(), &regions, state)?;
+        if let Some(file) = trace {
+            engine.trace(file, pid);
+        }
         // Which pages are asked for first was seen by the server before this one, as far as it has lived.
-        let config = Config { record: None, ..config.clone() };
+        let config = Config { record: config.record.filter(|_| is_new), ..config.clone() };
         let (service, warning) = Service::start(&config, engine, peer, exit);
-        let untraced = config.trace.map(|_| "the trace ends with the server before this one".to_owned());
-        for message in warning.into_iter().chain(untraced) {
-            guardian.tell("warning", json!({ "message": message }));
+        let ends = config.trace.filter(|_| client == 1 && !is_new);
+        let ends = ends.map(|_| "the trace ends with the server before this one".to_owned());
+        for message in warning.into_iter().chain(ends) {
+            guardian.tell("warning", json!({ "message": message, "peer_pid": pid }));
         }
         Ok(service)
     }
 }
 
 /// The end of a pipe that nobody writes into.
-fn ended() -> io::Result<std::os::fd::OwnedFd> {
+fn ended() -> io::Result<OwnedFd> {
     Ok(io::pipe()?.0.into())
 }

@@ -3,99 +3,188 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use snap::Ranges;
+use sys::process::Process;
 
-use super::{Reason, Server, Vmm};
+use super::session::{Running, Session};
+use super::{Reason, Server};
 use crate::Error;
+use crate::channel::object;
 use crate::control::{Connection, Request};
 use crate::orders::process_json;
 use crate::socket;
 use crate::wait::Rare;
 
+/// The VMMs that introduce themselves.
+#[derive(Debug, Default)]
+pub(super) struct Greeting {
+    /// Those that have handed over their descriptor.
+    pub handed: Vec<Process>,
+    /// Whether there are others.
+    pub others: bool,
+}
+
 /// How many verbs may talk to the server at once.
 const CONNECTIONS: usize = 8;
 
 impl Server {
-    /// Answers the verbs that ask.
+    /// Hears the verbs that ask.
     pub(super) fn verbs(&mut self) -> Result<Option<Reason>, Error> {
+        let failed = |source| Error::Events { source };
         while let Some(stream) = self.control.accept()? {
             if sys::fdpass::peer(&stream).is_ok_and(socket::is_trusted) {
                 if self.connections.len() == CONNECTIONS {
                     self.connections.remove(0);
                 }
-                let watched = self.waiter.add(&stream, Rare::Control);
-                watched.map_err(|source| Error::Events { source })?;
+                self.waiter.add(&stream, Rare::Control).map_err(failed)?;
                 self.connections.push(Connection::new(stream));
             }
         }
-        let mut reason = None;
+        let mut asks = false;
         for mut connection in std::mem::take(&mut self.connections) {
             match connection.request() {
                 Ok(None) => self.connections.push(connection),
                 Ok(Some((of, _))) if of.as_ref().is_some_and(|of| *of != self.name) => {
-                    let control = self.config.paths.control.clone();
+                    let control = self.common.config.paths.control.clone();
                     connection.answer(Err(Error::NotRunning { control }.into()));
                 }
-                Ok(Some((_, Request::Stats { since, dumped }))) => {
-                    connection.answer(self.stats(since.as_deref(), dumped).map_err(Into::into));
+                Ok(Some((_, request))) => {
+                    self.waiter.forget(&connection.stream).map_err(failed)?;
+                    self.asked.push((self.syncs + 1, connection, request));
+                    asks = true;
                 }
-                Ok(Some((_, Request::Look))) => connection.answer(Ok(self.described())),
-                Ok(Some((_, Request::Stop { force }))) => {
-                    let answer = self.stoppable(force).map(|()| self.described());
-                    reason = answer.is_ok().then_some(Reason::Stopped).or(reason);
-                    connection.answer(answer.map_err(Into::into));
-                }
-                Ok(Some((_, Request::Restart))) if self.orphaned => {
-                    connection.answer(Err(Error::NoGuardian { pid: self.name.pid }.into()));
-                }
-                Ok(Some((_, Request::Restart))) => self.relief = Some(connection),
                 Err(()) => {}
             }
         }
-        Ok(reason)
+        if !asks {
+            return Ok(None);
+        }
+        self.syncs += 1;
+        if self.may_come() {
+            // A VMM that has connected, and said who it is, before somebody asked counts: the guardian knows.
+            self.common.guardian.tell("sync", json!({}));
+            return Ok(None);
+        }
+        Ok(self.answer_asked(&Greeting::default()))
+    }
+
+    /// Answers those who asked before this was known.
+    pub(super) fn answer_asked(&mut self, greeting: &Greeting) -> Option<Reason> {
+        self.synced += 1;
+        let synced = if self.may_come() { self.synced } else { u64::MAX };
+        let (asked, later) =
+            std::mem::take(&mut self.asked).into_iter().partition(|(sync, ..)| *sync <= synced);
+        self.asked = later;
+        let mut reason = None;
+        for (_, mut connection, request) in Vec::from(asked) {
+            let answer = match request {
+                Request::Stats { vm, since, dumped } => self.stats(vm.as_ref(), since, dumped, greeting),
+                Request::Look { vm } => self.look(vm.as_ref(), greeting).map(|stats| self.answer(stats)),
+                Request::Stop { force } => self.stoppable(force, greeting).map(|()| {
+                    reason = Some(Reason::Stopped);
+                    self.answer(Map::new())
+                }),
+                Request::Restart if self.orphaned => Err(Error::NoGuardian { pid: self.name.pid }),
+                Request::Restart => {
+                    self.relief = Some(connection);
+                    continue;
+                }
+            };
+            connection.answer(answer.map_err(Into::into));
+        }
+        reason
     }
 
     /// What was done so far; the ranges discarded since the snapshot `since` are in their file when this returns.
-    fn stats(&mut self, since: Option<&Path>, dumped: Option<PathBuf>) -> Result<Value, Error> {
-        let mut removed = Ranges::new();
-        if let Vmm::Served(service) = &mut self.vmm {
-            // A discard that has returned was read, or it would not have returned; one under way is read here.
-            service.engine.drain()?;
-            removed = service.engine.removed_since(since);
-            if let Some(dir) = dumped {
-                service.engine.dumped(dir)?;
-                if let Some((event, fields)) = service.forget_recording() {
-                    self.guardian.tell(event, fields);
+    fn stats(
+        &self,
+        vm: Option<&Process>,
+        since: Option<PathBuf>,
+        dumped: Option<PathBuf>,
+        greeting: &Greeting,
+    ) -> Result<Value, Error> {
+        let mut removed = None;
+        if self.is_for_one() || vm.is_some() {
+            let ranges = match self.session(vm)? {
+                None => Ranges::new(),
+                Some(session) => {
+                    self.heard(session.ask(move |it| it.removed(since.as_deref(), dumped)))??
                 }
-            }
+            };
+            let path = self.removed(vm);
+            replace(&path, format!("{}\n", ranges.to_json()).as_bytes())?;
+            removed = Some(path);
+        } else if dumped.is_some() {
+            return Err(Error::WhichVm);
         }
-        let described = self.described();
-        replace(&self.config.paths.removed, format!("{}\n", removed.to_json()).as_bytes())?;
-        self.guardian.tell("stats", described["stats"].clone());
-        Ok(described)
+        let stats = self.look(vm, greeting)?;
+        self.common.guardian.tell("stats", Value::Object(stats.clone()));
+        let mut answer = self.answer(stats);
+        answer["removed"] = json!(removed);
+        Ok(answer)
     }
 
-    pub(super) fn described(&mut self) -> Value {
-        let mut stats = match &mut self.vmm {
-            Vmm::Awaited => json!({"state": "listening", "complete": false}),
-            Vmm::Greeting(..) => json!({"state": "handshake", "complete": false}),
-            Vmm::Served(service) => service.stats(),
-        };
-        stats["server_pid"] = self.me.pid.into();
-        stats["restarts"] = self.restarts.into();
-        json!({"stats": stats, "removed": self.config.paths.removed,
-               "service": process_json(&self.name), "server": process_json(&self.me)})
+    /// What was done so far: for this VM, or the only one; else for each.
+    fn look(&self, vm: Option<&Process>, greeting: &Greeting) -> Result<Map<String, Value>, Error> {
+        let idle = if greeting.others || !greeting.handed.is_empty() { "handshake" } else { "listening" };
+        let one = |session: &Running| self.heard(session.ask(Session::stats));
+        if self.is_for_one() || vm.is_some() {
+            let nobody = || object(json!({"state": idle, "complete": false}));
+            return self.session(vm)?.map_or_else(|| Ok(nobody()), one);
+        }
+        // One that goes meanwhile is not there any more.
+        let vms: Vec<_> = self.sessions.iter().filter_map(|session| one(session).ok()).collect();
+        let missing = |vm: &Map<String, Value>| vm.get("missing_bytes")?.as_u64();
+        let missing: Option<u64> = vms.iter().map(missing).sum();
+        let state = if vms.is_empty() { idle } else { "serving" };
+        Ok(object(json!({"state": state, "came": self.came, "missing_bytes": missing,
+                         "complete": missing == Some(0) && !self.may_come(), "vms": vms})))
+    }
+
+    /// The session of this VM, or the only one.
+    fn session(&self, vm: Option<&Process>) -> Result<Option<&Running>, Error> {
+        match vm.filter(|_| !self.is_for_one()) {
+            None => Ok(self.sessions.first()),
+            Some(vm) => {
+                let session = self.sessions.iter().find(|session| session.peer == *vm);
+                session.map(Some).ok_or(Error::NotServed { pid: vm.pid })
+            }
+        }
+    }
+
+    /// A session that has ended answers no more, and soon nor does the server.
+    fn heard<T>(&self, answer: Option<T>) -> Result<T, Error> {
+        answer.ok_or_else(|| Error::NotRunning { control: self.common.config.paths.control.clone() })
+    }
+
+    /// An answer with these `stats`.
+    pub(super) fn answer(&self, mut stats: Map<String, Value>) -> Value {
+        stats.insert("server_pid".into(), self.me.pid.into());
+        stats.insert("restarts".into(), self.restarts.into());
+        json!({"stats": stats, "service": process_json(&self.name), "server": process_json(&self.me)})
+    }
+
+    /// Where the discards of this VM are listed, or those of the only one.
+    pub(super) fn removed(&self, vm: Option<&Process>) -> PathBuf {
+        let path = &self.common.config.paths.removed;
+        match vm.filter(|_| !self.is_for_one()) {
+            None => path.clone(),
+            Some(vm) => path.with_extension(format!("removed.{}", vm.pid)),
+        }
     }
 
     /// Refuses to stop when that would leave a VM hanging.
-    fn stoppable(&self, force: bool) -> Result<(), Error> {
-        let missing = match &self.vmm {
-            Vmm::Served(service) => service.engine.missing(),
-            _ => self.image.size(),
+    fn stoppable(&self, force: bool, greeting: &Greeting) -> Result<(), Error> {
+        let missing = |session: &Running| {
+            let missing = session.ask(Session::missing).flatten().filter(|missing| *missing > 0)?;
+            Some((session.peer.pid, missing))
         };
-        match self.owed().filter(|peer| !force && missing > 0 && peer.is_alive()) {
-            Some(peer) => Err(Error::VmAlive { pid: peer.pid, missing }),
+        let mut hanging = self.sessions.iter().filter_map(missing);
+        let mut others = greeting.handed.iter().filter(|vmm| vmm.is_alive());
+        let other = || others.next().map(|vmm| (vmm.pid, self.common.image.size()));
+        match hanging.next().or_else(other).filter(|_| !force) {
+            Some((pid, missing)) => Err(Error::VmAlive { pid, missing }),
             None => Ok(()),
         }
     }

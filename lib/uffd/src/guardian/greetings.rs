@@ -1,0 +1,148 @@
+//! VMMs that introduce themselves. They do so to the guardian: what a server had read alone would be lost with it, and the
+//! VMM would wait for its pages for ever.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use serde_json::json;
+use sys::process::Process;
+use sys::uffd::Uffd;
+
+use super::{Guardian, Vm, stop};
+use crate::handshake::{Greeting, Handshake};
+use crate::orders::Handed;
+use crate::socket;
+use crate::state::State;
+use crate::{Error, Region};
+
+/// How long a VMM that has connected may take to say the rest.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+impl Guardian {
+    /// What VMMs are heard at: the socket if more are wanted, and those that have connected.
+    pub(super) fn greets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let socket = self.socket.as_ref().filter(|_| self.wants_more());
+        let handshakes = self.greeting.iter().map(|handshake| handshake.stream().as_fd());
+        socket.map(|listener| listener.socket.as_fd()).into_iter().chain(handshakes)
+    }
+
+    /// How long to wait for them.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let first = self.greeting.iter().map(Handshake::deadline).min();
+        first.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn wants_more(&self) -> bool {
+        self.config.clients == 0 || self.came + (self.greeting.len() as u64) < self.config.clients
+    }
+
+    /// Hears all that has been said.
+    pub(super) fn greet(&mut self) -> Result<(), Error> {
+        self.accept()?;
+        let mut index = 0;
+        while let Some(handshake) = self.greeting.get_mut(index) {
+            let greeting = handshake.advance();
+            if matches!(greeting, Ok(Greeting::Waiting)) {
+                index += 1;
+                continue;
+            }
+            let handshake = self.greeting.remove(index);
+            let taken = greeting.and_then(|greeting| match greeting {
+                Greeting::Done(regions, uffd) => self.take(&handshake, &regions, &uffd),
+                Greeting::Waiting | Greeting::Nothing => Ok(()),
+            });
+            match taken {
+                Ok(()) => {}
+                Err(error) if self.config.clients == 1 => {
+                    // The service fails with its only VMM, and stops it.
+                    self.greeting.push(handshake);
+                    return Err(error);
+                }
+                Err(error) => self.refuse(&handshake, error)?,
+            }
+            self.accept()?;
+        }
+        Ok(())
+    }
+
+    /// Takes the connections of as many VMMs as are wanted.
+    fn accept(&mut self) -> Result<(), Error> {
+        while let Some(listener) = self.socket.as_ref().filter(|_| self.wants_more()) {
+            let path = &self.config.paths.socket;
+            let Some(stream) = socket::accept(&listener.socket, path)? else { break };
+            let handshake =
+                Handshake::new(stream, HANDSHAKE).map_err(Error::io("look at the peer of", path))?;
+            match socket::is_trusted(handshake.peer()) {
+                true => self.greeting.push(handshake),
+                false => {
+                    let message = format!("refused a VMM of user {}: not mine", handshake.peer().uid);
+                    self.tell("warning", json!({ "message": message }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the server serve a VMM.
+    fn take(&mut self, handshake: &Handshake, regions: &[Region], uffd: &Uffd) -> Result<(), Error> {
+        let failed = |source| Error::State { source };
+        let client = self.came + 1;
+        let Ok(peer) = Process::of_pid(handshake.peer().pid) else { return self.gone() };
+        let state = State::new(regions).map_err(failed)?;
+        state.set_vm(&peer, client);
+        let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed);
+        let handed = Handed { uffd: copy(uffd.as_fd())?, state: copy(state.as_fd())? };
+        let fds = [handed.uffd.as_fd(), handed.state.as_fd()];
+        let given = self.server.channel.hand_over("vmm", json!({}), &fds);
+        if given.is_err_and(|error| error.raw_os_error() == Some(Errno::EAGAIN as i32)) {
+            // It has not listened for long. The next one is given all there are; so it is when this one is gone.
+            let _ = self.server.child.kill();
+        }
+        let bytes: u64 = regions.iter().map(|region| region.size).sum();
+        let connected = json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id,
+                               "regions": regions.len(), "bytes": bytes, "client": client});
+        self.vms.push(Vm { peer, client, handed, state });
+        self.has_come();
+        self.tell("connected", connected);
+        Ok(())
+    }
+
+    /// A VMM has ended before it could be served.
+    fn gone(&mut self) -> Result<(), Error> {
+        self.has_come();
+        if self.config.clients == 1 {
+            self.tell("closed", json!({"reason": "vmm_gone", "vmm": "gone"}));
+            self.ended = true;
+            let _ = self.server.child.kill();
+        } else {
+            self.tell("left", json!({"vmm": "gone"}));
+        }
+        Ok(())
+    }
+
+    fn has_come(&mut self) {
+        self.came += 1;
+        if self.came == self.config.clients {
+            self.socket = None;
+        }
+    }
+
+    /// Has nothing to do with one of several VMMs. It is stopped if it would wait for its pages.
+    fn refuse(&mut self, handshake: &Handshake, error: Error) -> Result<(), Error> {
+        let mut fields = json!({"vmm": "none"});
+        if let Some(peer) = peer_of(handshake) {
+            stop(&peer)?;
+            fields = json!({"vmm": "stopped", "peer_pid": peer.pid});
+        }
+        fields["error"] = wire::Error::from(error).to_json("wrenn-uffd", "serve");
+        self.tell("left", fields);
+        Ok(())
+    }
+}
+
+/// The VMM that would hang if nobody heard it out: one that has handed over a descriptor.
+pub(super) fn peer_of(handshake: &Handshake) -> Option<Process> {
+    let peer = handshake.has_descriptor().then(|| Process::of_pid(handshake.peer().pid));
+    peer.and_then(Result::ok)
+}

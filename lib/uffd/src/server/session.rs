@@ -1,0 +1,179 @@
+//! One VMM, from its handshake to its end, on a thread of its own: no VMM waits for another one's pages.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use serde_json::{Map, Value, json};
+use snap::{Image, Ranges};
+use sys::process::Process;
+
+use crate::Error;
+use crate::channel::{Channel, object};
+use crate::config::Config;
+use crate::mail::{self, Mailbox, Sender};
+use crate::service::Service;
+use crate::wait::{Rare, Waiter};
+
+/// What all sessions of a server share.
+pub(super) struct Common {
+    pub config: Config,
+    pub image: Arc<Image>,
+    pub guardian: Channel,
+}
+
+/// A VMM.
+pub(super) struct Session {
+    common: Arc<Common>,
+    pub service: Service,
+    /// The how manieth VMM it is.
+    client: u64,
+    waiter: Waiter,
+    mail: Mailbox<Job>,
+    leaves: bool,
+}
+
+/// Something to do between two turns.
+type Job = Box<dyn FnOnce(&mut Session) + Send>;
+
+/// A session that runs.
+pub(super) struct Running {
+    /// Whose memory it serves.
+    pub peer: Process,
+    /// The how manieth VMM it is.
+    pub client: u64,
+    jobs: Sender<Job>,
+    thread: JoinHandle<(Session, Result<(), Error>)>,
+}
+
+impl Running {
+    /// Starts one. `over` is sent the number of the VMM when it is over.
+    pub fn start(
+        common: &Arc<Common>,
+        service: Service,
+        client: u64,
+        over: &Sender<u64>,
+    ) -> io::Result<Self> {
+        let (jobs, mail) = mail::mailbox()?;
+        let waiter = Waiter::new()?;
+        waiter.add(&mail, Rare::Mail)?;
+        waiter.add(&service.exit, Rare::Exit)?;
+        let peer = service.peer.clone();
+        let mut session = Session { common: common.clone(), service, client, waiter, mail, leaves: false };
+        let over = over.clone();
+        let thread = std::thread::Builder::new().name(format!("vmm-{client}")).spawn(move || {
+            let _fatal = Fatal;
+            let ended = session.run();
+            over.send(client);
+            (session, ended)
+        })?;
+        Ok(Self { peer, client, jobs, thread })
+    }
+
+    /// Has the session do something, and waits for what it gives. `None` when it has ended.
+    pub fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut Session) -> T + Send + 'static) -> Option<T> {
+        let (answer, answered) = mpsc::channel();
+        self.jobs.send(Box::new(move |session| drop(answer.send(job(session)))));
+        answered.recv().ok()
+    }
+
+    /// Ends the thread. What it served goes on waiting. Gives how it had ended, if it had.
+    pub fn end(self) -> (Session, Result<(), Error>) {
+        self.jobs.send(Box::new(|session| session.leaves = true));
+        // It does not panic: see `Fatal`.
+        self.thread.join().unwrap_or_else(|_| std::process::abort())
+    }
+}
+
+/// A thread that panics takes the server along, so that the guardian starts another one: a VM would hang for ever otherwise.
+struct Fatal;
+
+impl Drop for Fatal {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Session {
+    /// Serves until the VMM is gone.
+    fn run(&mut self) -> Result<(), Error> {
+        while !self.leaves && !self.service.is_over() {
+            let patience = self.service.patience();
+            let ready = self.waiter.wait(self.service.engine.uffd().as_fd(), patience);
+            let ready = ready.map_err(|source| Error::Events { source })?;
+            let events = self.service.turn(ready.vmm, ready.has(Rare::Exit))?;
+            events.into_iter().for_each(|(event, fields)| self.tell(event, fields));
+            if ready.has(Rare::Mail) {
+                self.mail.empty().into_iter().for_each(|job| job(self));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the guardian what happens to this VMM.
+    fn tell(&self, event: &str, mut fields: Value) {
+        fields["peer_pid"] = self.service.peer.pid.into();
+        self.common.guardian.tell(event, fields);
+    }
+
+    /// How much of the VMM's memory is only in the image, in bytes: without this server it would hang. `None` when it is gone.
+    pub fn missing(&mut self) -> Option<u64> {
+        self.service.lives().then(|| self.service.engine.missing())
+    }
+
+    /// What becomes of the VMM now that its session is over. One that lives gets its memory back if it is all there, and is
+    /// the guardian's to stop if not.
+    pub fn parted(&mut self) -> Result<Map<String, Value>, Error> {
+        if let Some((event, fields)) = self.service.end_recording() {
+            self.tell(event, fields);
+        }
+        let mut parted = object(json!({"vmm": self.service.leave()?, "client": self.client}));
+        parted.extend(object(peer_fields(&self.service.peer)));
+        parted.extend(object(self.service.stats()).into_iter().filter(|(name, _)| name != "state"));
+        Ok(parted)
+    }
+
+    /// The same for one that cannot be served any more.
+    pub fn abandoned(&self, error: Error) -> Map<String, Value> {
+        let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
+        let mut parted = object(json!({"vmm": "abandoned", "client": self.client, "error": error}));
+        parted.extend(object(peer_fields(&self.service.peer)));
+        parted
+    }
+
+    /// Applies everything read so far: the next server goes on from there.
+    pub fn put_down(&mut self) -> Result<(), Error> {
+        if let Some((event, fields)) = self.service.put_down()? {
+            self.tell(event, fields);
+        }
+        Ok(())
+    }
+
+    /// What was done so far.
+    pub fn stats(&mut self) -> Map<String, Value> {
+        object(self.service.stats())
+    }
+
+    /// The ranges discarded since the snapshot `since`; and that one has been dumped into `dumped`.
+    pub fn removed(&mut self, since: Option<&Path>, dumped: Option<PathBuf>) -> Result<Ranges, Error> {
+        // A discard that has returned was read, or it would not have returned; one under way is read here.
+        self.service.engine.drain()?;
+        let removed = self.service.engine.removed_since(since);
+        if let Some(dir) = dumped {
+            self.service.engine.dumped(dir)?;
+            if let Some((event, fields)) = self.service.forget_recording() {
+                self.tell(event, fields);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// A VMM's name, as it goes into events.
+pub(super) fn peer_fields(peer: &Process) -> Value {
+    json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
+}
