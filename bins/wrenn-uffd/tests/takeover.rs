@@ -3,10 +3,12 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::{Bench, Foreground, LIMIT, Vmm, await_end, parent_of, server_of, service_of};
+use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, parent_of, server_of, service_of};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sys::process::Process;
@@ -110,6 +112,45 @@ fn counters_and_what_was_loaded_go_on_and_the_plan_is_taken_up_where_it_stood() 
     vmm.kill();
     assert_eq!(server.until("closed")["vmm"], "gone");
     assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_vmm_that_introduces_itself_while_its_server_dies_is_served_by_the_next_one() {
+    let bench = Bench::new(64);
+    let mut server = Foreground::start(&bench, &[]);
+    let mut current = Process::of_pid(bench.stats()["server_pid"].as_i64().unwrap() as i32).unwrap();
+    let next = |current: &Process| {
+        current.end(Duration::ZERO).unwrap();
+        let stats = bench.stats();
+        (Process::of_pid(stats["server_pid"].as_i64().unwrap() as i32).unwrap(), stats)
+    };
+    let memory = sys::uffd::Memory::map(64 * PAGE, false).unwrap();
+    let Ok(uffd) = sys::uffd::Uffd::create() else {
+        return wrenn_tests::skip::here("no userfaultfd for this user");
+    };
+    uffd.register(&memory, 0, memory.len()).unwrap();
+    let message =
+        serde_json::json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,
+                                      "page_size": PAGE}])
+        .to_string();
+    let (first, second) = message.split_at(17);
+    // Connected, half said, said but for the descriptor: each time the server dies.
+    let mut stream = UnixStream::connect(bench.run("uffd.sock")).unwrap();
+    current = next(&current).0;
+    stream.write_all(first.as_bytes()).unwrap();
+    let (now, stats) = next(&current);
+    assert_eq!(stats["state"], "handshake");
+    now.signal(Signal::SIGSTOP).unwrap();
+    sys::fdpass::send(&stream, second.as_bytes(), &[uffd.as_fd()]).unwrap();
+    // All is said, and the server has not been told.
+    assert_eq!(server.until("connected")["peer_pid"], std::process::id());
+    let (_, stats) = next(&now);
+    assert_eq!((&stats["state"], &stats["restarts"]), (&"serving".into(), &3.into()));
+    let mut bytes = [0; PAGE];
+    memory.read(3 * PAGE, &mut bytes);
+    assert!(bytes == common::content(3));
+    // This process is the VMM: with all of its memory it is let go.
+    bench.await_complete();
 }
 
 #[test]

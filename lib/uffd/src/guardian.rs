@@ -295,9 +295,10 @@ impl Guardian {
 
     /// Lets go of the VMMs that have died with their server.
     fn let_go(&mut self) {
-        let (vms, gone) = std::mem::take(&mut self.vms).into_iter().partition(|vm| vm.peer.is_alive());
+        let (vms, gone): (_, Vec<_>) =
+            std::mem::take(&mut self.vms).into_iter().partition(|vm| vm.peer.is_alive());
         self.vms = vms;
-        for Vm { peer, client, .. } in Vec::from(gone) {
+        for Vm { peer, client, .. } in gone {
             self.tell("left", json!({"vmm": "gone", "peer_pid": peer.pid, "client": client}));
         }
     }

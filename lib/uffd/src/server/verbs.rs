@@ -73,11 +73,11 @@ impl Server {
     pub(super) fn answer_asked(&mut self, greeting: &Greeting) -> Option<Reason> {
         self.synced += 1;
         let synced = if self.may_come() { self.synced } else { u64::MAX };
-        let (asked, later) =
+        let (asked, later): (Vec<_>, _) =
             std::mem::take(&mut self.asked).into_iter().partition(|(sync, ..)| *sync <= synced);
         self.asked = later;
         let mut reason = None;
-        for (_, mut connection, request) in Vec::from(asked) {
+        for (_, mut connection, request) in asked {
             let answer = match request {
                 Request::Stats { vm, since, dumped } => self.stats(vm.as_ref(), since, dumped, greeting),
                 Request::Look { vm } => self.look(vm.as_ref(), greeting).map(|stats| self.answer(stats)),
