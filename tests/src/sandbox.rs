@@ -110,6 +110,30 @@ impl<'a> Sandbox<'a> {
         self.sum(path)
     }
 
+    /// Overwrites and zeroes parts of /mem/a, which has this many MiB, and of /random on the disk, which has at least four, in
+    /// places that are others for each number; a file of its own in /mem, too. Gives what [`look`](Self::look) does.
+    pub fn change(&self, number: u32, mib: u32) -> String {
+        let at = |step: u32, places: u32| number * step % places;
+        let places = mib * 10 - 10;
+        self.sh(&format!(
+            "dd if=/dev/urandom of=/mem/a bs=100k seek={} count=9 conv=notrunc status=none
+             dd if=/dev/zero of=/mem/a bs=100k seek={} count=7 conv=notrunc status=none
+             dd if=/dev/urandom of=/mem/{} bs=1k count=90 status=none
+             dd if=/dev/urandom of=/random bs=64k seek={} count=3 conv=notrunc,fsync status=none",
+            at(17, places),
+            at(11, places),
+            at(1, 4),
+            at(5, 60),
+        ));
+        self.look()
+    }
+
+    /// Checksums of all that [`change`](Self::change) changes, the disk's past the guest's memory.
+    pub fn look(&self) -> String {
+        self.sh("cd /mem; for file in a [0-9]; do [ ! -f $file ] || md5sum $file; done
+                 dd if=/random bs=1M iflag=direct status=none | md5sum")
+    }
+
     /// The checksum of a file of the guest's. (Against corruption, not against anybody: the quickest there is.)
     pub fn sum(&self, path: &str) -> String {
         self.sh(&format!("md5sum <{path}"))

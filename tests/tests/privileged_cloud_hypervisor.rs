@@ -39,14 +39,14 @@ fn privileged_ten_templates_of_templates_hold_all_memory(host: &TestHost) {
     sandbox.fill("/random", 4);
     let pid = sandbox.start_counting().pid;
     for generation in 1..=TEMPLATES {
-        let mut sums = change(&sandbox, generation);
+        let mut sums = sandbox.change(generation, 24);
         if generation % 2 == 1 {
             let count = sandbox.counter(&pid).now();
             sandbox.pause();
             sandbox.resume();
-            assert_eq!(look(&sandbox), sums, "generation {generation}, woken");
+            assert_eq!(sandbox.look(), sums, "generation {generation}, woken");
             sandbox.counter(&pid).counts_on(count);
-            sums = change(&sandbox, generation + 100);
+            sums = sandbox.change(generation + 100, 24);
         }
         let count = sandbox.counter(&pid).now();
         let paused = sandbox.pause();
@@ -60,7 +60,7 @@ fn privileged_ten_templates_of_templates_hold_all_memory(host: &TestHost) {
         let dir = PathBuf::from(made["template_dir"].as_str().expect("template_dir"));
         assert_eq!(meta(&dir)["sandbox_dir"], "/tmp/wrenn-vm");
         let next = host.create_from(&format!("chain-{generation}"), &name, &[]);
-        assert_eq!(look(&next), sums, "generation {generation}, launched");
+        assert_eq!(next.look(), sums, "generation {generation}, launched");
         next.counter(&pid).counts_on(count);
         host.step(&format!("generation {generation}: exact; its pause stores {} KiB", stored >> 10));
         // Nothing of the links before is needed.
@@ -70,28 +70,6 @@ fn privileged_ten_templates_of_templates_hold_all_memory(host: &TestHost) {
         }
         sandbox = next;
     }
-}
-
-/// Overwrites and zeroes memory and some of the disk, in places that are others each time. Gives the checksums.
-fn change(sandbox: &Sandbox, generation: u32) -> String {
-    let at = |step: u32, places: u32| generation * step % places;
-    sandbox.sh(&format!(
-        "dd if=/dev/urandom of=/mem/a bs=100k seek={} count=9 conv=notrunc status=none
-         dd if=/dev/zero of=/mem/a bs=100k seek={} count=7 conv=notrunc status=none
-         dd if=/dev/urandom of=/mem/{} bs=1k count=90 status=none
-         dd if=/dev/urandom of=/random bs=64k seek={} count=3 conv=notrunc,fsync status=none",
-        at(17, 220),
-        at(11, 220),
-        at(1, 4),
-        at(5, 60),
-    ));
-    look(sandbox)
-}
-
-/// Checksums of all that [`change`] changes, the disk's past the guest's memory.
-fn look(sandbox: &Sandbox) -> String {
-    sandbox.sh("cd /mem; for file in a [0-9]; do [ ! -f $file ] || md5sum $file; done
-                dd if=/random bs=1M iflag=direct status=none | md5sum")
 }
 
 fn meta(template: &Path) -> Value {
@@ -110,7 +88,7 @@ fn privileged_sandboxes_of_every_vmm_live_side_by_side(host: &TestHost) {
         sandbox
     });
     let counters: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.start_counting()).collect();
-    let sums: Vec<_> = sandboxes.iter().map(look).collect();
+    let sums: Vec<_> = sandboxes.iter().map(Sandbox::look).collect();
     let still = |counts: &[u64]| -> Vec<u64> {
         let now = counters.iter().zip(counts);
         now.map(|(counter, count)| counter.counts_on(*count)).collect()
@@ -124,7 +102,7 @@ fn privileged_sandboxes_of_every_vmm_live_side_by_side(host: &TestHost) {
         sandbox.resume();
     });
     let counts = still(&counts);
-    assert_eq!(sandboxes.iter().map(look).collect::<Vec<_>>(), sums);
+    assert_eq!(sandboxes.iter().map(Sandbox::look).collect::<Vec<_>>(), sums);
 
     host.step("templates of each, and one clone of each at once");
     at_once(&vmms, |vmm| {
@@ -134,7 +112,7 @@ fn privileged_sandboxes_of_every_vmm_live_side_by_side(host: &TestHost) {
     let clones = at_once(&vmms, |vmm| {
         host.create_on(*vmm, &format!("clone-{}", vmm.name()), &format!("warm/{}", vmm.name()), &[])
     });
-    assert_eq!(clones.iter().map(look).collect::<Vec<_>>(), sums);
+    assert_eq!(clones.iter().map(Sandbox::look).collect::<Vec<_>>(), sums);
     let counts = still(&counts);
     for (clone, counter) in clones.iter().zip(&counters) {
         counter.seen_in(clone).counts_on(0);
@@ -148,7 +126,7 @@ fn privileged_sandboxes_of_every_vmm_live_side_by_side(host: &TestHost) {
     let report = host.wrenn(["gc"]).run().success().reply();
     assert_eq!(report["report"][0]["id"], "clone-cloud-hypervisor", "{report}");
     still(&counts);
-    assert_eq!(sandboxes.iter().map(look).collect::<Vec<_>>(), sums);
+    assert_eq!(sandboxes.iter().map(Sandbox::look).collect::<Vec<_>>(), sums);
 }
 
 /// Does this with each of them, all at the same time.

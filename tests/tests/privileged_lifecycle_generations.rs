@@ -34,7 +34,7 @@ fn privileged_many_generations_keep_every_checksum(host: &TestHost) {
     for generation in
         1..=asked.map_or(GENERATIONS, |text| text.parse().expect("WRENN_TEST_GENERATIONS: a number"))
     {
-        let sums = change(&sandbox, generation);
+        let sums = sandbox.change(generation, 16);
         let count = counter.now();
         // The VM is frozen before the supervisor freezes it: what is read now is what it will dump.
         let frozen = (generation % ORACLE == 0).then(|| freeze(host, &sandbox));
@@ -44,7 +44,7 @@ fn privileged_many_generations_keep_every_checksum(host: &TestHost) {
         }
         kinds.push(paused["snapshot"]["kind"].as_str().expect("a kind").to_owned());
         sandbox.resume();
-        assert_eq!(look(&sandbox), sums, "generation {generation}");
+        assert_eq!(sandbox.look(), sums, "generation {generation}");
         counter.counts_on(count);
         host.step(&format!("generation {generation}: exact"));
     }
@@ -53,28 +53,6 @@ fn privileged_many_generations_keep_every_checksum(host: &TestHost) {
         1,
         "one full, the others diffs: {kinds:?}"
     );
-}
-
-/// Overwrites and zeroes memory, and some of the disk, in places that are others each time. Gives the checksums.
-fn change(sandbox: &Sandbox, generation: u32) -> String {
-    let at = |step: u32, places: u32| generation * step % places;
-    sandbox.sh(&format!(
-        "dd if=/dev/urandom of=/mem/a bs=100k seek={} count=7 conv=notrunc status=none
-         dd if=/dev/zero of=/mem/a bs=100k seek={} count=5 conv=notrunc status=none
-         dd if=/dev/urandom of=/mem/{} bs=1k count=90 status=none
-         dd if=/dev/urandom of=/random bs=64k seek={} count=3 conv=notrunc,fsync status=none",
-        at(17, 150),
-        at(11, 150),
-        at(1, 4),
-        at(5, 60),
-    ));
-    look(sandbox)
-}
-
-/// Checksums of all that [`change`] changes, the disk's past the guest's memory.
-fn look(sandbox: &Sandbox) -> String {
-    sandbox.sh("cd /mem; for file in a [0-9]; do md5sum $file; done
-                dd if=/random bs=1M iflag=direct status=none | md5sum")
 }
 
 /// Freezes the VM and reads its memory.
