@@ -8,6 +8,7 @@
 //! - [`follow`], [`killing`]: the supervisor followed step by step, and whoever is killed at every step.
 //! - [`watching`]: the daemon, and what it tells.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
+//! - [`pages`]: an image of such memory, to serve and to pack.
 //! - [`recorded`]: Cloud Hypervisor's API as it was recorded, where there is no Cloud Hypervisor.
 //! - [`skip`]: a test that cannot run here says so.
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod images;
 pub mod kernel;
 pub mod killing;
 pub mod memory;
+pub mod pages;
 pub mod program;
 pub mod recorded;
 pub mod sandbox;

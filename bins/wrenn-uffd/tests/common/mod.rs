@@ -14,24 +14,13 @@ use serde_json::{Value, json};
 use sys::process::Process;
 
 pub use vmm::{Vmm, connect, greet, play};
+use wrenn_tests::pages;
+pub use wrenn_tests::pages::{PAGE, content};
 
 mod storm;
 
-pub const PAGE: usize = 4096;
-
 /// Longer than this nothing takes, however slow the machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
-
-/// What the image holds on this page: every fifth is a hole, every seventh holds zeros that are stored.
-pub fn content(page: usize) -> [u8; PAGE] {
-    let mut bytes = [0; PAGE];
-    if !page.is_multiple_of(5) && !page.is_multiple_of(7) {
-        for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&((page as u64) << 32 | index as u64 | 1 << 63).to_le_bytes());
-        }
-    }
-    bytes
-}
 
 /// Roots and an image of a test's own. Whatever server is left when it goes is stopped.
 pub struct Bench {
@@ -43,11 +32,7 @@ impl Bench {
     pub fn new(pages: usize) -> Self {
         let dir = tempfile::Builder::new().prefix("wu-").tempdir().unwrap();
         let bench = Self { dir, pages };
-        let file = File::create(bench.raw()).unwrap();
-        file.set_len((pages * PAGE) as u64).unwrap();
-        for page in (0..pages).filter(|page| !page.is_multiple_of(5)) {
-            file.write_all_at(&content(page), (page * PAGE) as u64).unwrap();
-        }
+        pages::write(&File::create(bench.raw()).unwrap(), pages);
         bench
     }
 

@@ -2,6 +2,21 @@ use std::io::Write;
 
 use super::*;
 
+/// That only looks for what is not zero.
+fn scan<'a>(input: &'a Input<'a>, spans: &'a Spans) -> Scan<'a> {
+    Scan {
+        what: "testing",
+        input,
+        spans,
+        block_size: 4096,
+        parent: None,
+        expect: Expect::Nothing,
+        sums: false,
+        punch: None,
+        append: None,
+    }
+}
+
 #[test]
 fn zero_is_zero_to_the_last_byte() {
     for length in [0, 1, 127, 128, 129, 4096] {
@@ -28,18 +43,7 @@ fn several_threads_find_what_one_would() {
     }
     let spans = Spans::full(raw.as_file(), raw.path(), pages * 4096).unwrap();
     let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: pages * 4096 };
-    let scan = Scan {
-        what: "testing",
-        input: &input,
-        spans: &spans,
-        block_size: 4096,
-        parent: None,
-        expect: Expect::Nothing,
-        sums: false,
-        punch: None,
-        append: None,
-    };
-    let runs = scan.run().unwrap().runs;
+    let runs = scan(&input, &spans).run().unwrap().runs;
     assert!(
         runs.windows(2).all(|pair| pair[0].range.end == pair[1].range.start && pair[0].fate != pair[1].fate)
     );
@@ -65,17 +69,6 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
     };
     raw.as_file().set_len(32 << 20).unwrap();
     let input = Input::File { file: raw.reopen().unwrap(), path: raw.path(), size: 64 << 20 };
-    let scan = Scan {
-        what: "testing",
-        input: &input,
-        spans: &spans,
-        block_size: 4096,
-        parent: None,
-        expect: Expect::Nothing,
-        sums: false,
-        punch: None,
-        append: None,
-    };
-    let error = scan.run().unwrap_err();
+    let error = scan(&input, &spans).run().unwrap_err();
     assert_eq!(error.kind, wire::Kind::Corrupt, "{error}");
 }

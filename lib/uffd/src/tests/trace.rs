@@ -11,6 +11,15 @@ const HEADER_OF: Header = Header {
     pid: 77,
 };
 
+const ONE: Record = Record {
+    at: Duration::ZERO,
+    offset: 0,
+    length: 4096,
+    latency: Duration::ZERO,
+    kind: Kind::Image,
+    write: false,
+};
+
 fn written(records: impl IntoIterator<Item = Record>) -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut writer = Writer::new(Writer::create(file.path()).unwrap(), HEADER_OF);
@@ -86,15 +95,7 @@ fn every_kind_keeps_its_number_and_those_that_somebody_waited_for_are_counted_ap
 
 #[test]
 fn a_full_file_says_so_and_grows_no_more() {
-    let record = Record {
-        at: Duration::ZERO,
-        offset: 0,
-        length: 4096,
-        latency: Duration::ZERO,
-        kind: Kind::Image,
-        write: false,
-    };
-    let all = |count: u64| written((0..count).map(|at| Record { at: Duration::from_nanos(at), ..record }));
+    let all = |count: u64| written((0..count).map(|at| Record { at: Duration::from_nanos(at), ..ONE }));
     let bytes = all(MOST + 10);
     assert_eq!(bytes.len() as u64, HEADER as u64 + MOST * RECORD as u64);
     let trace = Trace::parse(&bytes).unwrap();
@@ -109,14 +110,7 @@ fn a_full_file_says_so_and_grows_no_more() {
 
 #[test]
 fn what_is_no_trace_is_refused_with_the_reason() {
-    let good = written([Record {
-        at: Duration::ZERO,
-        offset: 0,
-        length: 4096,
-        latency: Duration::ZERO,
-        kind: Kind::Image,
-        write: false,
-    }]);
+    let good = written([ONE]);
     let with = |at: usize, byte: u8| {
         let mut bytes = good.clone();
         bytes[at] = byte;

@@ -1,41 +1,20 @@
 //! A VMM in small: memory of this process, registered and handed to the engine step by step, and an independent model of
 //! what must be in it.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
 use std::time::Duration;
 
 use sys::uffd::{Memory, Uffd};
 use uffd::{Engine, Prefetch, Region, Step};
+pub use wrenn_tests::pages::{PAGE, content, write as write_image};
 
-pub const PAGE: usize = 4096;
 pub const HUGE: usize = 2 << 20;
-
-/// What the image holds on this page of 4 KiB: every fifth is a hole, every seventh holds zeros that are stored.
-pub fn content(page: usize) -> [u8; PAGE] {
-    let mut bytes = [0; PAGE];
-    if !page.is_multiple_of(5) && !page.is_multiple_of(7) {
-        for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&((page as u64) << 32 | index as u64 | 1 << 63).to_le_bytes());
-        }
-    }
-    bytes
-}
 
 /// An image of so many pages, as a raw file.
 pub fn image(pages: usize) -> snap::Image {
     let file = tempfile::NamedTempFile::new().unwrap();
     write_image(file.as_file(), pages);
     snap::Image::open_raw(file.path()).unwrap()
-}
-
-pub fn write_image(mut file: &File, pages: usize) {
-    file.set_len((pages * PAGE) as u64).unwrap();
-    for page in (0..pages).filter(|page| !page.is_multiple_of(5)) {
-        file.seek(SeekFrom::Start((page * PAGE) as u64)).unwrap();
-        file.write_all(&content(page)).unwrap();
-    }
 }
 
 /// A page of memory as it is now.
