@@ -52,6 +52,8 @@ pub struct Handler {
     child: Child,
     /// Where the VMM connects.
     pub socket: PathBuf,
+    /// Its first line.
+    pub listening: String,
     lines: BufReader<ChildStdout>,
 }
 
@@ -80,8 +82,8 @@ impl Handler {
     fn start(mut command: Command, socket: PathBuf) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a handler");
         let lines = BufReader::new(child.stdout.take().expect("its stdout"));
-        let mut handler = Self { child, socket, lines };
-        handler.said("listening");
+        let mut handler = Self { child, socket, listening: String::new(), lines };
+        handler.listening = handler.said("listening");
         handler
     }
 

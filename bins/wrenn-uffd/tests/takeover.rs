@@ -154,6 +154,22 @@ fn a_vmm_that_introduces_itself_while_its_server_dies_is_served_by_the_next_one(
 }
 
 #[test]
+fn a_vm_is_not_given_pages_of_another_image_that_has_taken_the_name() {
+    let bench = Bench::new(64);
+    let mut server = Foreground::start(&bench, &["prefetch=none"]);
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(vmm.ask("check 0 20 image"), "same");
+    let other = bench.path("other");
+    fs::write(&other, vec![7; 64 * PAGE]).unwrap();
+    fs::rename(&other, bench.raw()).unwrap();
+    let pid = bench.stats()["server_pid"].as_i64().unwrap() as i32;
+    Process::of_pid(pid).unwrap().end(Duration::ZERO).unwrap();
+    assert_eq!(server.until("failed")["error"]["code"], "uffd.image_replaced");
+    vmm.child.wait().unwrap();
+    assert_eq!(server.child.wait().unwrap().code(), Some(4));
+}
+
+#[test]
 fn who_asks_while_nobody_serves_is_answered_by_the_next_one() {
     let bench = Bench::new(64);
     let document = bench.detached(&["prefetch=none"]);

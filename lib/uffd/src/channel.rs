@@ -63,10 +63,14 @@ impl Channel {
         let mut room = vec![0; LONGEST];
         let received = loop {
             match fdpass::receive(&self.0, &mut room) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Reset: the other end went without having read all it was told. It is said once, and before what that end had
+                // to say.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset
+                    ) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
-                // With something unread in the other direction.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Heard::Ended),
                 done => break done.map_err(Error::io("listen to", "the page server"))?,
             }
         };
@@ -101,5 +105,22 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Event, Error> {
     match fields.shift_remove("event") {
         Some(Value::String(name)) => Ok(Event { name, fields, fds }),
         _ => Err(strange()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_an_end_that_has_not_read_all_are_heard() {
+        let (ours, theirs) = pair().unwrap();
+        let theirs = Channel::new(theirs).unwrap();
+        ours.tell("unread", json!({}));
+        theirs.tell("closed", json!({"reason": "stopped"}));
+        drop(theirs);
+        let Ok(Heard::Event(event)) = ours.hear() else { panic!("nothing was heard") };
+        assert_eq!((event.name.as_str(), &event.fields["reason"]), ("closed", &"stopped".into()));
+        assert!(matches!(ours.hear(), Ok(Heard::Ended)));
     }
 }

@@ -1,5 +1,6 @@
 //! What a server is told: from the request, through its command line.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,16 +114,27 @@ impl Source {
             .ok_or_else(|| Error::field("source", "missing; wants source.dir, source.raw or snapshot.dir"))
     }
 
-    /// Whether it is there and whole.
-    pub fn check(&self) -> Result<(), crate::Error> {
+    /// Whether it is there and whole. Gives which image it is, see [`Source::is`].
+    pub fn check(&self) -> Result<String, crate::Error> {
         match self {
             Self::Dir(dir) => {
                 let header = snap::directory::read_header(dir)?;
                 snap::directory::open_diffs(dir, &header)?;
+                Ok(header.build.to_string())
             }
-            Self::Raw(file) => drop(Image::open_raw(file)?),
+            Self::Raw(file) => {
+                drop(Image::open_raw(file)?);
+                inode(file)
+            }
         }
-        Ok(())
+    }
+
+    /// Whether what was opened is still that image, though another one may have its name by now.
+    pub fn is(&self, which: &str, image: &Image) -> Result<bool, crate::Error> {
+        match (self, image.build()) {
+            (Self::Raw(file), _) => Ok(inode(file)? == which),
+            (Self::Dir(_), build) => Ok(build.is_some_and(|build| build.to_string() == which)),
+        }
     }
 
     /// Opens it, with its checksums if it is to be compared with them.
@@ -132,6 +144,12 @@ impl Source {
             Self::Dir(dir) => Image::open(dir)?,
             Self::Raw(file) => Image::open_raw(file)?,
         })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        let (Self::Dir(path) | Self::Raw(path)) = self;
+        path
     }
 
     /// The snapshot directory, if it is one.
@@ -213,6 +231,11 @@ impl Config {
         let (verify, clients) = (document.need("verify")?, document.need("clients")?);
         Ok(Self { source, paths, prefetch, record, verify, trace, clients })
     }
+}
+
+fn inode(file: &Path) -> Result<String, crate::Error> {
+    let meta = file.metadata().map_err(crate::Error::io("look at", file))?;
+    Ok(format!("{}:{}", meta.dev(), meta.ino()))
 }
 
 /// How long to record, if that is wanted.

@@ -7,11 +7,11 @@ mod fill;
 mod told;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use snap::{Content, Image};
+use snap::Image;
 use sys::process::readable;
 use sys::uffd::{Event, Filled, Uffd, messages, page_size};
 
@@ -45,9 +45,6 @@ const EINVAL: i32 = Errno::EINVAL as i32;
 /// What an image loses, it loses by pages of at least this size.
 const SMALLEST: usize = 4096;
 
-/// How much of the image is brought in at once.
-const WARMED: u64 = 4 << 20;
-
 /// How long the kernel may say that there is no memory for a page that somebody waits for.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(10);
 
@@ -67,8 +64,6 @@ pub struct Engine {
     replay: Option<Replay>,
     scratch: Scratch,
     checking: Option<Checking>,
-    /// Whether the image is being brought into memory.
-    warmed: bool,
     seen: Seen,
     poisoned: Vec<LostPage>,
     lost_ahead: Option<LostPage>,
@@ -158,7 +153,6 @@ impl Engine {
             recorder: None,
             replay: None,
             scratch: Scratch::default(),
-            warmed: false,
             seen: Seen::of(&state),
             state,
             poisoned: Vec::new(),
@@ -170,18 +164,7 @@ impl Engine {
 
     /// What to load before it is asked for.
     pub fn plan(&mut self, prefetch: Prefetch, recorded: Vec<std::ops::Range<u64>>) {
-        if prefetch == Prefetch::All {
-            self.warm();
-        }
         self.plan = Plan::new(prefetch, recorded);
-    }
-
-    /// Brings the image into memory, in the background.
-    pub(crate) fn warm(&mut self) {
-        if !std::mem::replace(&mut self.warmed, true) {
-            let image = Arc::downgrade(&self.image);
-            std::thread::spawn(move || warm(&image));
-        }
     }
 
     /// Tells from now on how loading a working set goes.
@@ -369,20 +352,6 @@ fn apply(event: Event, state: &State, areas: &mut [Area], epoch: u32, seen: &mut
         }),
         Event::Remap => state.set(Counter::Refused, MOVED),
         Event::Fork => state.set(Counter::Refused, COPIED),
-    }
-}
-
-/// Brings the image into memory and into this process's page table, ahead of the copies from it: they then find it there
-/// without waiting for a disk or for a fault of their own. It ends with the engine, or at the end of the image.
-fn warm(image: &Weak<Image>) {
-    let mut at = 0;
-    while let Some(image) = image.upgrade().filter(|image| at < image.size()) {
-        let extent = image.extent_at(at);
-        let end = extent.end().min(at + WARMED);
-        if let Content::Data(bytes) = extent.content {
-            sys::uffd::populate(&bytes[(at - extent.offset) as usize..(end - extent.offset) as usize]);
-        }
-        at = end;
     }
 }
 

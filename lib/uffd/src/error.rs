@@ -99,6 +99,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Another image has the name of the one that a VM began with.
+    #[error("{} is another image than when this service began", path.display())]
+    ImageReplaced {
+        /// The name.
+        path: PathBuf,
+    },
     /// Something happened to the VMM's memory that cannot be served.
     #[error("the VMM's memory {what}, which this server does not follow")]
     Event {
@@ -223,9 +229,11 @@ impl Fault for Error {
             | Self::Events { source }
             | Self::State { source } => Kind::of_io(source),
             Self::PathTooLong { .. } | Self::WhichVm => Kind::Invalid,
-            Self::InUse { .. } | Self::NotASocket { .. } | Self::VmAlive { .. } | Self::NoGuardian { .. } => {
-                Kind::Conflict
-            }
+            Self::ImageReplaced { .. }
+            | Self::InUse { .. }
+            | Self::NotASocket { .. }
+            | Self::VmAlive { .. }
+            | Self::NoGuardian { .. } => Kind::Conflict,
             Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
             Self::HandshakeLate { .. } | Self::NoAnswer { .. } => Kind::Timeout,
             Self::ImageShort { .. } | Self::ImageLost { .. } | Self::Trace { .. } => Kind::Corrupt,
@@ -246,6 +254,7 @@ impl Fault for Error {
             Self::HandshakeLate { .. } => "uffd.handshake_late",
             Self::ImageShort { .. } => "uffd.image_short",
             Self::ImageLost { .. } => "uffd.image_lost",
+            Self::ImageReplaced { .. } => "uffd.image_replaced",
             Self::Event { .. } => "uffd.event",
             Self::Fill { .. } => "uffd.fill",
             Self::Events { .. } => "uffd.events",

@@ -43,6 +43,8 @@ const A_WHILE: Duration = Duration::from_secs(10);
 pub(crate) struct Guardian {
     config: Config,
     name: Process,
+    /// Which image it serves.
+    image: String,
     /// At its end when whoever follows the service wants it to end.
     follower: Option<PipeReader>,
     control: Option<Listener>,
@@ -103,13 +105,14 @@ impl Guardian {
     pub fn start(config: Config, follower: Option<PipeReader>) -> Result<Self, Error> {
         let name = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
         // A VMM that finds a socket is not to be disappointed.
-        config.source.check()?;
+        let image = config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = start(&config, &name, (0, 0), &control, &[])?;
+        let server = start(&config, (&name, &image), (0, 0), &control, &[])?;
         Ok(Self {
             config,
             name,
+            image,
             follower,
             control: Some(control),
             socket: Some(listener),
@@ -289,7 +292,8 @@ impl Guardian {
         // Since the first of those that died without having said anything.
         self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
         let Some(control) = &self.control else { return Ok(false) };
-        self.server = start(&self.config, &self.name, (self.restarts, self.came), control, &self.vms)?;
+        self.server =
+            start(&self.config, (&self.name, &self.image), (self.restarts, self.came), control, &self.vms)?;
         Ok(true)
     }
 
@@ -356,7 +360,7 @@ impl Drop for Guardian {
 /// Starts a server on what there is.
 fn start(
     config: &Config,
-    name: &Process,
+    (name, image): (&Process, &str),
     (restarts, came): (u64, u64),
     control: &Listener,
     vms: &[Vm],
@@ -372,7 +376,8 @@ fn start(
             control: control.socket.as_fd().try_clone_to_owned()?,
             vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
         };
-        let orders = Orders { config: config.clone(), name: name.clone(), restarts, came, given };
+        let (config, name, image) = (config.clone(), name.clone(), image.to_owned());
+        let orders = Orders { config, name, image, restarts, came, given };
         let (words, keep) = orders.into_parts();
         let mut command = Command::new(&program);
         command.arg(SERVER).args(words);

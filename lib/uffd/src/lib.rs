@@ -40,6 +40,7 @@ mod stop;
 mod timeline;
 pub mod trace;
 mod wait;
+mod warm;
 pub mod workingset;
 
 pub use ending::died;

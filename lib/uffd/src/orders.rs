@@ -15,6 +15,8 @@ pub(crate) struct Orders {
     pub config: Config,
     /// What the service is called: the guardian, which may be dead by now.
     pub name: Process,
+    /// Which image it was when the service began.
+    pub image: String,
     /// How often the guardian has started a server again.
     pub restarts: u64,
     /// How many VMMs have come so far.
@@ -44,7 +46,7 @@ impl Orders {
     /// As two words, and descriptors to inherit.
     pub fn into_parts(self) -> ([String; 2], Vec<OwnedFd>) {
         let Given { channel, control, vms } = self.given;
-        let more = json!({"name": process_json(&self.name), "restarts": self.restarts, "came": self.came,
+        let more = json!({"name": process_json(&self.name), "image": self.image, "restarts": self.restarts, "came": self.came,
                           "serves": vms.len()});
         let vms = vms.into_iter().flat_map(|Handed { uffd, state }| [uffd, state]);
         let fds = [channel, control].into_iter().chain(vms);
@@ -63,6 +65,7 @@ impl Orders {
         Ok(Self {
             config,
             name: more.process("name")?,
+            image: more.need("image")?,
             restarts: more.need("restarts")?,
             came: more.need("came")?,
             given: Given {

@@ -16,13 +16,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sys::process::Process;
 
-use crate::Error;
 use crate::channel::{Event, Heard, object};
 use crate::control::{Connection, Request};
 use crate::mail::{Mailbox, Sender};
 use crate::orders::{Orders, process_of};
 use crate::socket::{self, Listener};
 use crate::wait::{Rare, Waiter};
+use crate::{Error, Prefetch, warm};
 use begin::Taken;
 use session::{Common, Running, Session, peer_fields};
 use verbs::Greeting;
@@ -36,6 +36,8 @@ pub(crate) struct Server {
     restarts: u64,
     /// How many VMMs have come so far.
     came: u64,
+    /// Whether the image is being brought into memory.
+    warmed: bool,
     /// Where to write down what happens to the first of them.
     trace: Option<File>,
     sessions: Vec<Running>,
@@ -204,6 +206,10 @@ impl Server {
     /// Begins to serve a VMM. If that cannot be it is an error where it is the only one.
     fn begin(&mut self, taken: Taken) -> Result<(), Error> {
         let (peer, client) = (taken.peer.clone(), taken.client);
+        if self.common.config.prefetch == Prefetch::All && !std::mem::replace(&mut self.warmed, true) {
+            // Also while a recording keeps it from being loaded: it may be read from the disk already.
+            warm::begin(&self.common.image);
+        }
         let begun = taken.begin(&self.common, self.trace.take()).and_then(|service| {
             Running::start(&self.common, service, client, &self.over.0)
                 .map_err(|source| Error::Events { source })

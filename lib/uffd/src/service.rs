@@ -89,11 +89,8 @@ impl Service {
             over: false,
         };
         match recorder {
-            // Pages loaded ahead are not asked for: first record, then load. They may be read from the disk already.
+            // Pages loaded ahead are not asked for: first record, then load.
             Some(recorder) => {
-                if config.prefetch == Prefetch::All {
-                    service.engine.warm();
-                }
                 service.engine.record(recorder);
                 service.later = Some(set);
             }

@@ -25,7 +25,7 @@ use crate::{Engine, Error, Region, trace};
 
 /// Takes over what is given, opens the rest, and says so.
 pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
-    let Orders { config, name, restarts, came, given } = orders;
+    let Orders { config, name, image: which, restarts, came, given } = orders;
     let Given { channel, control, vms } = given;
     let guardian = Channel::new(channel).map_err(|error| {
         eprintln!("{} wrenn-uffd: no channel to the guardian: {error}", wire::timestamp());
@@ -35,7 +35,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
         let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
         let vms = vms.into_iter().map(|vm| Taken::of(vm, false)).collect::<Result<Vec<_>, _>>()?;
         let more_may_come = config.clients == 0 || came < config.clients;
-        let image = Arc::new(open(&config, &vms, more_may_come)?);
+        let image = Arc::new(open(&config, &which, &vms, more_may_come)?);
         // That of a VM that is served already ends with the server before this one.
         let trace = config.trace.as_deref().filter(|_| came == 0);
         let trace = trace.map(trace::Writer::create).transpose()?;
@@ -53,6 +53,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
             me,
             restarts,
             came,
+            warmed: false,
             trace,
             sessions: Vec::new(),
             over,
@@ -79,9 +80,14 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
 }
 
 /// The image. VMs that have all of their memory need none, and it may be gone by now; others must not get zeros for it.
-fn open(config: &Config, vms: &[Taken], more_may_come: bool) -> Result<Image, Error> {
+fn open(config: &Config, which: &str, vms: &[Taken], more_may_come: bool) -> Result<Image, Error> {
     let need_none = !more_may_come && vms.iter().all(Taken::is_complete);
-    config.source.open(config.verify).or_else(|error| match need_none {
+    let opened =
+        config.source.open(config.verify).and_then(|image| match config.source.is(which, &image)? {
+            true => Ok(image),
+            false => Err(Error::ImageReplaced { path: config.source.path().to_owned() }),
+        });
+    opened.or_else(|error| match need_none {
         true => {
             let regions = vms.iter().flat_map(|vm| &vm.regions);
             Ok(Image::zeros(regions.map(Region::offset_end).max().unwrap_or(0)))
