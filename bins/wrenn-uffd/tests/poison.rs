@@ -255,18 +255,28 @@ fn where_the_kernel_cannot_poison_a_service_of_several_vmms_stops_one_and_goes_o
     }
     let bench = Bench::new(64);
     let whole = fs::read(bench.raw()).unwrap();
-    let mut server = Foreground::start(&bench, &["prefetch=none", "clients:=2"]);
-    let mut first = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(first.ask("check 1 2 image"), "same");
+    let mut server = Foreground::start(&bench, &["prefetch=none", "clients:=3"]);
+    let mut vmms: Vec<_> = (0..2).map(|_| Vmm::start(&bench.run("uffd.sock"), 64)).collect();
+    for vmm in &mut vmms {
+        assert_eq!(vmm.ask("check 1 2 image"), "same");
+    }
+    let (mut other, mut stopped) = (vmms.pop().unwrap(), vmms.pop().unwrap());
     cut(&bench.raw(), 40);
-    first.tell("probe 51");
+    stopped.tell("probe 51");
     let left = server.until("left");
     assert_eq!((&left["error"]["code"], &left["vmm"]), (&"uffd.image_lost".into(), &"stopped".into()));
-    first.await_stop();
+    assert_eq!(left["peer_pid"], stopped.process.pid);
+    stopped.await_stop();
+    assert_eq!(other.ask("check 2 40 image"), "same", "it asks for none that is lost");
     fs::write(bench.raw(), whole).unwrap();
-    let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(second.ask("check 0 64 image"), "same");
-    second.kill();
-    assert_eq!(server.until("closed")["vmm"], "gone");
+    let mut next = Vmm::start(&bench.run("uffd.sock"), 64);
+    for vmm in [&mut other, &mut next] {
+        assert_eq!(vmm.ask("check 0 64 image"), "same");
+    }
+    for vmm in [other, next] {
+        vmm.kill();
+        assert_eq!(server.until("left")["vmm"], "gone");
+    }
+    assert_eq!(server.until("closed")["came"], 3);
     assert!(server.child.wait().unwrap().success());
 }
