@@ -162,6 +162,35 @@ fn vmms_that_come_while_as_many_as_are_wanted_introduce_themselves_wait_for_thei
 }
 
 #[test]
+fn more_vmms_than_there_are_descriptors_for_wait_until_others_have_gone() {
+    let bench = Bench::new(64);
+    let words = ["serve", "id=vm", "source.raw=memory", "prefetch=none", "clients:=0"];
+    // For two: an eighth.
+    let mut server = Foreground::from(limited(bench.command(&words), 16 + 7));
+    let mut vmms: Vec<_> = (0..2).map(|_| Vmm::start(&bench.run("uffd.sock"), 64)).collect();
+    let mut third = Vmm::start(&bench.run("uffd.sock"), 64);
+    third.tell("check 0 64 image");
+    for vmm in &mut vmms {
+        assert_eq!(vmm.ask("check 0 64 image"), "same");
+    }
+    assert_eq!(bench.stats()["came"], 2);
+    vmms.pop().unwrap().kill();
+    assert_eq!(third.answer(), "same");
+    third.kill();
+    vmms.pop().unwrap().kill();
+    server.until("left");
+}
+
+/// The same command with so many descriptors at most.
+fn limited(command: std::process::Command, most: u64) -> std::process::Command {
+    let mut limited = std::process::Command::new("prlimit");
+    limited.arg(format!("--nofile={most}")).arg(command.get_program()).args(command.get_args());
+    limited.current_dir(command.get_current_dir().unwrap());
+    limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited
+}
+
+#[test]
 fn a_server_that_dies_is_followed_with_all_vmms_it_had_and_those_to_come() {
     let bench = Bench::new(64);
     let document = bench.detached(&["prefetch=none", "clients:=3"]);

@@ -4,14 +4,13 @@
 //! `serve` in the foreground is the guardian itself and prints the server's events; a detached guardian writes them to the
 //! log ([`detached`]). The service goes by the guardian's name, as servers come and go.
 
+mod child;
 pub(crate) mod detached;
 mod greetings;
 
 use std::collections::VecDeque;
-use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::io::PipeReader;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -20,14 +19,14 @@ use sys::listener::Listener;
 use sys::process::{Process, any_readable_within, readable};
 
 use crate::Error;
-use crate::channel::{self, Channel, Event, Heard, object};
+use crate::channel::{Event, Heard, object};
 use crate::config::Config;
 use crate::control::refusal;
 use crate::handshake::Handshake;
-use crate::orders::{Given, Handed, Orders, process_json};
-use crate::role::{SERVER, program};
+use crate::orders::{Handed, process_json};
 use crate::socket;
-use crate::state::{Counter, State};
+use crate::state::State;
+use child::{Server, filled};
 use greetings::peer_of;
 
 /// How long a server may take to end when it is told to.
@@ -47,6 +46,8 @@ pub(crate) struct Guardian {
     image: String,
     /// At its end when whoever follows the service wants it to end.
     follower: Option<PipeReader>,
+    /// How many VMMs it can serve at once.
+    room: usize,
     control: Option<Listener>,
     /// Where a VMM connects. It goes when the last one has: another one is refused by the kernel rather than left waiting.
     socket: Option<Listener>,
@@ -65,22 +66,10 @@ pub(crate) struct Guardian {
     told: Option<Instant>,
     /// Whether it has said how it ended.
     ended: bool,
-    /// Whether all is over.
-    done: bool,
     /// Whether it ends to be started again.
     asked: bool,
     /// Why there is none that says anything, and since when.
     restarting: Option<(String, Instant)>,
-}
-
-/// A running server.
-struct Server {
-    child: Child,
-    process: Process,
-    channel: Channel,
-    started: Instant,
-    /// How many pages had been filled then.
-    filled: u64,
 }
 
 /// A VM that is served.
@@ -104,16 +93,18 @@ impl Guardian {
     /// Starts a service: its sockets, and a server. It ends when the pipe `follower` does.
     pub fn start(config: Config, follower: Option<PipeReader>) -> Result<Self, Error> {
         let name = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
+        let room = greetings::room().map_err(Error::io("look at", "the limit of open files"))?;
         // A VMM that finds a socket is not to be disappointed.
         let image = config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = start(&config, (&name, &image), (0, 0), &control, &[])?;
+        let server = Server::start(&config, (&name, &image), (0, 0), &control, &[])?;
         Ok(Self {
             config,
             name,
             image,
             follower,
+            room,
             control: Some(control),
             socket: Some(listener),
             server,
@@ -126,14 +117,13 @@ impl Guardian {
             listens: false,
             told: None,
             ended: false,
-            done: false,
             asked: false,
             restarting: None,
         })
     }
 
-    /// Follows the service to its end. `each` hears of all that happens; an error of its own ends the service, too.
-    pub fn follow<E>(mut self, mut each: impl FnMut(&mut Self, Event) -> Result<(), E>) -> Result<Ending, E> {
+    /// Follows the service to its end. `each` hears of all that happens.
+    pub fn follow(mut self, mut each: impl FnMut(&mut Self, Event)) -> Ending {
         let mut failed = None;
         loop {
             match self.next() {
@@ -141,7 +131,7 @@ impl Guardian {
                     if event.name == "failed" {
                         failed = Some(refusal(event.fields.get("error").unwrap_or(&Value::Null)));
                     }
-                    each(&mut self, event)?;
+                    each(&mut self, event);
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -150,7 +140,7 @@ impl Guardian {
                 }
             }
         }
-        Ok(self.finish(failed))
+        self.finish(failed)
     }
 
     /// The next event; `None` when the service has ended. A signal to this process is passed on to the server, once.
@@ -272,7 +262,7 @@ impl Guardian {
     /// did.
     fn start_again(&mut self) -> Result<bool, Error> {
         let died = Instant::now();
-        let how = how(&mut self.server.child);
+        let how = self.server.how();
         let asked = std::mem::take(&mut self.asked);
         if asked || filled(&self.vms) > self.server.filled || self.server.started.elapsed() > A_WHILE {
             self.in_vain = 0;
@@ -292,8 +282,13 @@ impl Guardian {
         // Since the first of those that died without having said anything.
         self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
         let Some(control) = &self.control else { return Ok(false) };
-        self.server =
-            start(&self.config, (&self.name, &self.image), (self.restarts, self.came), control, &self.vms)?;
+        self.server = Server::start(
+            &self.config,
+            (&self.name, &self.image),
+            (self.restarts, self.came),
+            control,
+            &self.vms,
+        )?;
         Ok(true)
     }
 
@@ -313,11 +308,11 @@ impl Guardian {
     }
 
     /// Waits for the server's end, and stops a VMM that it left behind. `failed` is what is known to have gone wrong.
-    fn finish(&mut self, failed: Option<wire::Error>) -> Ending {
+    fn finish(mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
         let greeting = std::mem::take(&mut self.greeting);
-        (self.control, self.done) = (None, true);
+        self.control = None;
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();
         let mut ending = Ending { error: failed, stopped: Vec::new() };
@@ -343,69 +338,6 @@ impl Guardian {
             error.detail.extend(ending.stopped.iter().map(stopped));
         }
         ending
-    }
-}
-
-/// A guardian that is given up (nobody reads its events any more) takes its server along, and a VMM that would hang.
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        if !self.done {
-            self.terminate();
-            while let Ok(Some(_)) = self.next() {}
-            self.finish(None);
-        }
-    }
-}
-
-/// Starts a server on what there is.
-fn start(
-    config: &Config,
-    (name, image): (&Process, &str),
-    (restarts, came): (u64, u64),
-    control: &Listener,
-    vms: &[Vm],
-) -> Result<Server, Error> {
-    let program = program()?;
-    let failed = |source| Error::io("start", &program)(source);
-    let again = || {
-        let copy = |fd: &OwnedFd| fd.try_clone();
-        let (channel, theirs) = channel::pair()?;
-        let handed = |vm: &Vm| Ok(Handed { uffd: copy(&vm.handed.uffd)?, state: copy(&vm.handed.state)? });
-        let given = Given {
-            channel: theirs,
-            control: control.socket.as_fd().try_clone_to_owned()?,
-            vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
-        };
-        let (config, name, image) = (config.clone(), name.clone(), image.to_owned());
-        let orders = Orders { config, name, image, restarts, came, given };
-        let (words, keep) = orders.into_parts();
-        let mut command = Command::new(&program);
-        command.arg(SERVER).args(words);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let child = sys::detach::spawn(command, keep)?;
-        // It cannot have ended unnoticed: nobody has waited for it yet. A zombie has a start time all the same.
-        let pid = child.id() as i32;
-        let process = Process::of_pid(pid).or_else(|_| {
-            Ok::<_, io::Error>(Process { pid, start_time: 0, boot_id: sys::process::boot_id()? })
-        })?;
-        Ok(Server { child, process, channel, started: Instant::now(), filled: filled(vms) })
-    };
-    again().map_err(failed)
-}
-
-/// How many pages have been filled.
-fn filled(vms: &[Vm]) -> u64 {
-    vms.iter().map(|vm| vm.state.count(Counter::Copied) + vm.state.count(Counter::Zeroed)).sum()
-}
-
-/// How a process has ended.
-fn how(child: &mut Child) -> String {
-    match child.wait() {
-        Ok(status) => match (status.code(), status.signal()) {
-            (_, Some(signal)) => format!("signal {signal}"),
-            (code, _) => format!("exit status {}", code.unwrap_or(-1)),
-        },
-        Err(error) => error.to_string(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The page server: answers a VMM's page faults from a memory image (docs/wrenn-uffd.md).
 //!
-//! Three processes play together: the verb that somebody calls, the server (one thread, [`Engine`]), and between them the
-//! guardian, the server's parent, which starts another one if the server dies. `wrenn-uffd` is the program of all three.
+//! Three processes play together: the verb that somebody calls, the server (a thread with an [`Engine`] for each VMM), and
+//! between them the guardian, the server's parent, which starts another one if the server dies. `wrenn-uffd` is the program of
+//! all three.
 #![forbid(unsafe_code)]
 
 mod ahead;

@@ -1,6 +1,5 @@
 //! `wrenn-uffd serve`: a server for one VMM.
 
-use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, PipeReader};
 use std::os::unix::fs::OpenOptionsExt;
@@ -112,10 +111,9 @@ fn guard(
                 "closed" => closed = Some(event.fields),
                 _ => unread += u64::from(matches!(events.try_send(event), Err(TrySendError::Full(_)))),
             }
-            Ok::<_, Infallible>(())
         })
     });
-    let ended = followed.map(|Ok(ending)| Ended { ending, closed, unread });
+    let ended = followed.map(|ending| Ended { ending, closed, unread });
     drop(events);
     let _ = end.send(ended);
     if sys::signals::pending().is_some() {

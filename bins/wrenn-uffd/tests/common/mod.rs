@@ -162,13 +162,21 @@ impl Foreground {
 
     /// Starts one by this command line.
     pub fn of(bench: &Bench, words: &[&str]) -> Self {
-        let mut child = bench.command(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        Self::from(bench.command(words))
+    }
+}
+
+impl From<Command> for Foreground {
+    fn from(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         let mut server = Self { child, lines };
         assert_eq!(server.event()["event"], "listening");
         server
     }
+}
 
+impl Foreground {
     /// The next event.
     pub fn event(&mut self) -> Value {
         let mut line = String::new();

@@ -1,6 +1,5 @@
 //! The detached guardian: writes what happens to the log.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -41,7 +40,7 @@ pub(crate) fn run(config: Config, caller: OwnedFd) -> ExitCode {
 }
 
 fn guard(guardian: Guardian, caller: &mut Option<File>) -> Ending {
-    let followed = guardian.follow(|guardian, event| {
+    guardian.follow(|guardian, event| {
         say(&event.name, &Value::Object(event.fields.clone()));
         // Of a failure the caller is told when nothing is left of it.
         if event.name != "failed"
@@ -51,12 +50,7 @@ fn guard(guardian: Guardian, caller: &mut Option<File>) -> Ending {
             // Nobody will ever know of this server.
             guardian.terminate();
         }
-        Ok::<_, Infallible>(())
-    });
-    match followed {
-        Ok(ending) => ending,
-        Err(never) => match never {},
-    }
+    })
 }
 
 fn tell(caller: &mut File, event: &str, mut fields: Value) -> io::Result<()> {

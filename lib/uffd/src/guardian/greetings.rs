@@ -1,10 +1,12 @@
 //! VMMs that introduce themselves. They do so to the guardian: what a server had read alone would be lost with it, and the
 //! VMM would wait for its pages for ever.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use sys::process::Process;
 use sys::uffd::Uffd;
@@ -18,6 +20,14 @@ use crate::{Error, Region};
 
 /// How long a VMM that has connected may take to say the rest.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How many VMMs can be served at once with the descriptors that this process and its servers may have: a server takes five
+/// for each. The limit is raised as far as that is allowed.
+pub(super) fn room() -> io::Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok((most / 8).max(1) as usize)
+}
 
 impl Guardian {
     /// What VMMs are heard at: the socket if more are wanted, and those that have connected.
@@ -34,7 +44,9 @@ impl Guardian {
     }
 
     fn wants_more(&self) -> bool {
-        self.config.clients == 0 || self.came + (self.greeting.len() as u64) < self.config.clients
+        let greeting = self.greeting.len();
+        self.vms.len() + greeting < self.room
+            && (self.config.clients == 0 || self.came + (greeting as u64) < self.config.clients)
     }
 
     /// Hears all that has been said.
