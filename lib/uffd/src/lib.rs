@@ -21,6 +21,7 @@ mod guardian;
 pub mod handshake;
 mod histogram;
 mod mail;
+mod note;
 mod orders;
 mod prefetch;
 mod region;

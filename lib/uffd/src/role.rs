@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::Config;
+use crate::note::note;
 use crate::orders::Orders;
 use crate::{Error, check, guardian, server};
 
@@ -31,7 +32,7 @@ pub fn role() -> Option<ExitCode> {
         }
     });
     Some(played.unwrap_or_else(|error| {
-        eprintln!("{PROGRAM}: {role} is for {PROGRAM} itself: {error}");
+        note(format_args!("{PROGRAM}: {role} is for {PROGRAM} itself: {error}"));
         ExitCode::from(error.kind.status())
     }))
 }

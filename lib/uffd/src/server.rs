@@ -19,6 +19,7 @@ use sys::process::Process;
 use crate::channel::{Event, Heard, object};
 use crate::control::{Connection, Request};
 use crate::mail::{Mailbox, Sender};
+use crate::note::note;
 use crate::orders::{Orders, process_of};
 use crate::socket::{self, Listener};
 use crate::wait::{Rare, Waiter};
@@ -196,7 +197,7 @@ impl Server {
                         return Ok(Some(Reason::Orphaned));
                     }
                     // There is a VMM to serve: go on without.
-                    eprintln!("{} orphaned {{}}", wire::timestamp());
+                    note("orphaned {}");
                     return Ok(self.answer_asked(&Greeting::default()));
                 }
             }
@@ -283,7 +284,7 @@ impl Server {
     fn stop(&self, vmm: &Process) {
         if self.orphaned && vmm.end(Duration::ZERO).is_ok() {
             let fields = json!({"pid": vmm.pid, "reason": "its page server ended while pages were missing"});
-            eprintln!("{} vmm_stopped {fields}", wire::timestamp());
+            note(format_args!("vmm_stopped {fields}"));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Error;
+use crate::note::note;
 
 /// The first bytes of the file.
 pub const MAGIC: [u8; 8] = *b"wrenn-pf";
@@ -275,7 +276,7 @@ impl Writer {
         if let Some(file) = &mut self.file
             && let Err(error) = file.write_all(&self.buffer)
         {
-            eprintln!("{} wrenn-uffd: the trace ends here: {error}", wire::timestamp());
+            note(format_args!("wrenn-uffd: the trace ends here: {error}"));
             self.file = None;
         }
         self.buffer.clear();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::note::note;
 use serde_json::{Value, json};
 use snap::workingset::{self, Compared};
 use snap::{Ranges, WorkingSet};
@@ -95,7 +96,7 @@ impl Recorder {
         let pages = self.pages.len();
         let asked: Ranges = self.pages.into_iter().collect();
         let earlier = WorkingSet::read_for(&self.dir, self.build).unwrap_or_else(|what| {
-            eprintln!("{} wrenn-uffd: a new working set begins: {what}", wire::timestamp());
+            note(format_args!("wrenn-uffd: a new working set begins: {what}"));
             None
         });
         let compared = earlier.as_ref().map(|set| set.compare(&asked));

@@ -1,7 +1,7 @@
 //! What every program does around its verbs: read requests, run the verb under the sandbox's lock, deliver the reply or
 //! undo the work, and end with the status of the first error.
 
-use std::io::{BufReader, IsTerminal, Read};
+use std::io::{BufReader, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use log::LevelFilter;
@@ -16,7 +16,7 @@ use crate::{Document, Error, Host, Kind};
 /// The whole `main` of a program.
 pub fn main(tool: &'static Tool) -> ExitCode {
     if let Err(error) = sys::signals::block() {
-        eprintln!("{}: cannot block signals: {error}", tool.name);
+        say(&format!("{}: cannot block signals: {error}\n", tool.name));
         return ExitCode::from(Kind::Internal.status());
     }
     let words: Vec<String> = match std::env::args_os().skip(1).map(std::ffi::OsString::into_string).collect()
@@ -32,7 +32,7 @@ pub fn main(tool: &'static Tool) -> ExitCode {
 /// Runs one command line, with stdin and stdout as they are.
 pub fn run(tool: &'static Tool, words: &[String], host: &Host) -> ExitCode {
     let Some((name, rest)) = words.split_first() else {
-        eprint!("{}", crate::help::tool(tool));
+        say(&crate::help::tool(tool));
         return refuse(tool, "", &Error::usage("no verb given"));
     };
     match common(tool, name, rest) {
@@ -69,8 +69,12 @@ fn common(tool: &Tool, name: &str, rest: &[String]) -> Option<Result<String, Err
     })
 }
 
+/// Writes to stderr, whether or not somebody reads it: `eprint!` would panic.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 fn print_text(text: &str) -> ExitCode {
-    use std::io::Write;
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,7 +84,7 @@ fn print_text(text: &str) -> ExitCode {
 
 /// A command line that no request came of: one `{"error": …}` line.
 fn refuse(tool: &Tool, verb: &str, error: &Error) -> ExitCode {
-    eprintln!("{}: error: {error}", tool.name);
+    say(&format!("{}: error: {error}\n", tool.name));
     let _ = print_line(&json!({"error": error.to_json(tool.name, verb)}), false);
     ExitCode::from(error.kind.status())
 }

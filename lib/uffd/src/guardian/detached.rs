@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Ending, Guardian};
 use crate::config::Config;
+use crate::note::note;
 use crate::socket;
 
 /// Plays it. `caller` is the pipe to whoever started it: one line, the service's first event.
@@ -60,5 +61,5 @@ fn tell(caller: &mut File, event: &str, mut fields: Value) -> io::Result<()> {
 
 /// A line of the log.
 fn say(event: &str, fields: &Value) {
-    eprintln!("{} {event} {fields}", wire::timestamp());
+    note(format_args!("{event} {fields}"));
 }

@@ -16,6 +16,7 @@ use super::session::Common;
 use crate::channel::Channel;
 use crate::config::Config;
 use crate::mail::{self, Mailbox};
+use crate::note::note;
 use crate::orders::{Given, Handed, Orders};
 use crate::service::Service;
 use crate::socket::{self, Listener};
@@ -28,7 +29,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
     let Orders { config, name, image: which, restarts, came, given } = orders;
     let Given { channel, control, vms } = given;
     let guardian = Channel::new(channel).map_err(|error| {
-        eprintln!("{} wrenn-uffd: no channel to the guardian: {error}", wire::timestamp());
+        note(format_args!("wrenn-uffd: no channel to the guardian: {error}"));
         ExitCode::FAILURE
     })?;
     let begun = (|| -> Result<_, Error> {
