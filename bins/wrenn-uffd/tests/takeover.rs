@@ -316,9 +316,7 @@ fn a_server_without_a_guardian_is_stopped_by_the_old_document_also_when_it_does_
         }
         bench.on("stop", &document, &["force:=true"]).success();
         assert!(!server.is_alive());
-        if !held {
-            await_end(&vmm.process);
-        }
+        await_end(&vmm.process);
         assert!(!bench.path("run/vm").exists());
     }
 }

@@ -31,6 +31,7 @@ mod restart;
 mod role;
 mod seen;
 mod serve;
+mod served;
 mod server;
 mod service;
 mod serving;

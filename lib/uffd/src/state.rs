@@ -37,6 +37,9 @@ use crate::trace::Kind;
 /// "wrennpf" and the version.
 const MAGIC: u64 = u64::from_be_bytes(*b"wrennpf\x01");
 
+/// What the kernel shows it as.
+const NAME: &str = "wrenn-uffd";
+
 const REGION_COUNT: usize = 1;
 const PEER: Range<usize> = 2..4;
 const CLIENT: usize = 4;
@@ -67,6 +70,11 @@ const ANSWERS: usize = 32;
 /// One VM's state.
 #[derive(Debug, Clone)]
 pub(crate) struct State(Arc<Shared>);
+
+/// How the link of such a descriptor begins, in /proc/PID/fd.
+pub(crate) fn link() -> String {
+    format!("/memfd:{NAME} ")
+}
 
 /// Where a region's sets lie, in words.
 struct Place {
@@ -127,7 +135,7 @@ pub(crate) struct Sets {
 impl State {
     /// The state of a VM of which nothing is known but its regions.
     pub fn new(regions: &[Region]) -> io::Result<Self> {
-        let shared = Shared::create("wrenn-uffd", Place::words(regions))?;
+        let shared = Shared::create(NAME, Place::words(regions))?;
         // A reader that is killed while the kernel waits for a page to put a message into would lose the message.
         shared.pin(SETS);
         let words = shared.words();
