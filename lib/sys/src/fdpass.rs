@@ -1,12 +1,17 @@
-//! Descriptors passed over Unix sockets (SCM_RIGHTS), and who is at the other end (SO_PEERCRED).
+//! Descriptors passed over Unix sockets (SCM_RIGHTS), and who is at the other end (SO_PEERCRED, SO_PEERPIDFD).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
 };
+
+use crate::process::{Process, readable};
 
 /// How many descriptors one message can bring (`SCM_MAX_FD`): with room for all of them, none is ever cut off, and none
 /// gets lost in between.
@@ -83,11 +88,59 @@ pub fn peer(socket: &UnixStream) -> io::Result<Peer> {
     Ok(Peer { pid: credentials.pid(), uid: credentials.uid() })
 }
 
+/// The process at the other end. `None` when it has ended: whoever has its pid by now is not taken for it; also when it
+/// lives in a pid namespace that cannot be seen from here. Before Linux 6.5, which have no `SO_PEERPIDFD`, also when it has
+/// closed its end: an open one is all that tells there that it still has its pid.
+///
+/// # Errors
+/// What `getsockopt(2)` or `poll(2)` said.
+pub fn peer_process(socket: &UnixStream) -> io::Result<Option<Process>> {
+    let pidfd = match peer_pidfd(socket) {
+        Err(Errno::ENOPROTOOPT) => None,
+        // It was collected already.
+        Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Ok(None),
+        pidfd => Some(pidfd?),
+    };
+    let Ok(process) = Process::of_pid(peer(socket)?.pid) else { return Ok(None) };
+    // Asked after the pid was looked up: who has not ended by now had it then.
+    let ended = match &pidfd {
+        Some(pidfd) => readable(pidfd, Duration::ZERO)?,
+        None => is_closed(socket)?,
+    };
+    Ok((!ended).then_some(process))
+}
+
+/// A descriptor of the process at the other end.
+fn peer_pidfd(socket: &UnixStream) -> Result<OwnedFd, Errno> {
+    let mut raw: libc::c_int = -1;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes, which is what there is, and the size back.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut raw).cast(),
+            &raw mut size,
+        )
+    };
+    Errno::result(done)?;
+    // SAFETY: the kernel has just put this descriptor into this process for us, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Whether the other end is closed.
+fn is_closed(socket: &UnixStream) -> io::Result<bool> {
+    // POLLHUP, which needs no asking for.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    Ok(fds[0].any() == Some(true))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_descriptor_arrives_with_its_bytes_and_works() {
@@ -124,6 +177,15 @@ mod tests {
         let mut rest = Vec::new();
         // Returns only when every copy of the writing end is closed.
         reader.read_to_end(&mut rest).unwrap();
+    }
+
+    #[test]
+    fn the_process_at_the_other_end_of_ones_own_socket_is_oneself() {
+        let (here, there) = UnixStream::pair().unwrap();
+        assert_eq!(peer_process(&here).unwrap(), Some(Process::current().unwrap()));
+        assert!(!is_closed(&here).unwrap());
+        drop(there);
+        assert!(is_closed(&here).unwrap());
     }
 
     #[test]

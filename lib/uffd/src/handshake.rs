@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use sys::fdpass::{self, Peer};
+use sys::process::Process;
 use sys::uffd::Uffd;
 
 use crate::{Error, Region, RegionFault};
@@ -18,6 +19,7 @@ const LONGEST: usize = 64 << 10;
 pub struct Handshake {
     stream: UnixStream,
     peer: Peer,
+    process: Option<Process>,
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
     deadline: Instant,
@@ -42,12 +44,27 @@ impl Handshake {
     /// When the kernel does not say who it is.
     pub fn new(stream: UnixStream, limit: Duration) -> io::Result<Self> {
         let peer = fdpass::peer(&stream)?;
-        Ok(Self { stream, peer, bytes: Vec::new(), fds: Vec::new(), deadline: Instant::now() + limit, limit })
+        // Now, as its pid may be another's by the time it is wanted.
+        let process = fdpass::peer_process(&stream)?;
+        Ok(Self {
+            stream,
+            peer,
+            process,
+            bytes: Vec::new(),
+            fds: Vec::new(),
+            deadline: Instant::now() + limit,
+            limit,
+        })
     }
 
     /// Who connected.
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// The process that connected, unless it has ended or cannot be seen from here.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref().filter(|process| process.is_alive())
     }
 
     /// When it has taken too long.
@@ -106,6 +123,12 @@ impl Handshake {
     /// The handshake if all of it is there. A message that can never become one is an error at once.
     fn parsed(&mut self) -> Result<Option<Greeting>, Error> {
         let regions = match Region::parse_list(&self.bytes) {
+            // Nobody could tell when it ends, nor stop it.
+            Ok(_) if self.peer.pid == 0 => {
+                let what =
+                    "comes from a process that cannot be seen from here (another pid namespace)".into();
+                return Err(Error::Handshake { what });
+            }
             Ok(regions) => regions,
             Err(RegionFault::Incomplete) => return Ok(None),
             Err(RegionFault::Wrong(what)) => return Err(Error::Handshake { what }),

@@ -80,11 +80,12 @@ pub(crate) fn unheard(listener: &UnixListener) -> Vec<Process> {
     let waiting = std::iter::from_fn(|| Some(listener.accept().ok()?.0));
     let peers = waiting.filter_map(|stream| {
         stream.set_nonblocking(true).ok()?;
-        let peer = sys::fdpass::peer(&stream).ok().filter(|peer| is_trusted(*peer))?;
+        sys::fdpass::peer(&stream).ok().filter(|peer| is_trusted(*peer))?;
+        let process = sys::fdpass::peer_process(&stream).ok()??;
         let mut buffer = [0; 4096];
         let said = || sys::fdpass::receive(&stream, &mut buffer).ok().filter(|said| said.bytes > 0);
         let handed_over = std::iter::from_fn(said).any(|said| !said.fds.is_empty());
-        handed_over.then(|| Process::of_pid(peer.pid).ok()).flatten()
+        handed_over.then_some(process)
     });
     peers.collect()
 }

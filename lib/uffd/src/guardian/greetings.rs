@@ -100,7 +100,7 @@ impl Guardian {
     fn take(&mut self, handshake: &Handshake, regions: &[Region], uffd: &Uffd) -> Result<(), Error> {
         let failed = |source| Error::State { source };
         let client = self.came + 1;
-        let Ok(peer) = Process::of_pid(handshake.peer().pid) else { return self.gone() };
+        let Some(peer) = handshake.process().cloned() else { return self.gone() };
         let state = State::new(regions).map_err(failed)?;
         state.set_vm(&peer, client);
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed);
@@ -155,6 +155,5 @@ impl Guardian {
 
 /// The VMM that would hang if nobody heard it out: one that has handed over a descriptor.
 pub(super) fn peer_of(handshake: &Handshake) -> Option<Process> {
-    let peer = handshake.has_descriptor().then(|| Process::of_pid(handshake.peer().pid));
-    peer.and_then(Result::ok)
+    handshake.process().filter(|_| handshake.has_descriptor()).cloned()
 }
