@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, server_of, service_of};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sys::process::Process;
 
@@ -274,4 +275,41 @@ fn who_reads_no_events_keeps_no_server_from_being_followed_and_the_service_from_
     assert!(!server.child.wait().unwrap().success());
     assert!(!bench.run("uffd.sock").exists());
     assert_eq!(vmm.ask("check 0 64 image"), "same", "it had all of its memory");
+}
+
+#[test]
+fn a_list_of_discards_goes_with_its_vmm_however_that_ends() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none", "clients:=0"]);
+    let list = |pid: i32| bench.run(&format!("uffd.removed.{pid}"));
+    let vmms: [Vmm; 2] = std::array::from_fn(|_| {
+        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        assert_eq!(vmm.ask("discard 3 2"), "Ok(())");
+        assert_eq!(stats_of(&bench, &vmm.process).1, [(3, 2)]);
+        vmm
+    });
+    let [first, second] = vmms;
+    let (pid, other) = (first.process.pid, second.process.pid);
+    // With its server, which cannot tell.
+    let server = server_of(&document);
+    server.signal(Signal::SIGSTOP).unwrap();
+    first.kill();
+    server.end(Duration::ZERO).unwrap();
+    assert_eq!(stats_of(&bench, &second.process).0["peer_pid"], other);
+    assert!(!list(pid).exists() && list(other).exists());
+    // With its service.
+    fs::remove_file(bench.raw()).unwrap();
+    server_of(&document).end(Duration::ZERO).unwrap();
+    await_end(&service_of(&document));
+    second.await_stop();
+    assert!(!list(other).exists());
+    // Those that an earlier service has left, which was killed, go when another one begins, or is stopped.
+    fs::write(bench.raw(), vec![0; 64 * PAGE]).unwrap();
+    fs::write(list(4242), "{}").unwrap();
+    fs::write(bench.run("uffd.removed.mine"), "").unwrap();
+    let document = bench.detached(&["clients:=0"]);
+    assert!(!list(4242).exists());
+    fs::write(list(4242), "{}").unwrap();
+    bench.on("stop", &document, &[]).success();
+    assert!(!list(4242).exists() && bench.run("uffd.removed.mine").exists());
 }

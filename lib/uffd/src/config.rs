@@ -82,6 +82,24 @@ impl Paths {
         Ok(paths)
     }
 
+    /// Where the discards of this one of several VMMs are listed.
+    pub fn removed_of(&self, pid: i32) -> PathBuf {
+        self.removed.with_extension(format!("removed.{pid}"))
+    }
+
+    /// Removes all such lists: what one VM discarded says nothing about another.
+    pub fn forget_lists(&self) -> Result<(), crate::Error> {
+        let begins = format!("{}.", self.removed.file_name().unwrap_or_default().to_string_lossy());
+        let is_list = |name: &str| {
+            let pid = name.strip_prefix(&begins);
+            pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let files = self.removed.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+        let files = files.into_iter().flatten().flatten();
+        let lists = files.filter(|file| file.file_name().to_str().is_some_and(is_list));
+        lists.map(|list| socket::remove(&list.path())).fold(Ok(()), Result::and)
+    }
+
     fn check(&self) -> Result<(), Error> {
         socket::check("socket", &self.socket)?;
         socket::check("control", &self.control)?;

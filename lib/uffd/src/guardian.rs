@@ -298,6 +298,7 @@ impl Guardian {
             std::mem::take(&mut self.vms).into_iter().partition(|vm| vm.peer.is_alive());
         self.vms = vms;
         for Vm { peer, client, .. } in gone {
+            let _ = socket::remove(&self.config.paths.removed_of(peer.pid));
             self.tell("left", json!({"vmm": "gone", "peer_pid": peer.pid, "client": client}));
         }
     }
@@ -315,6 +316,9 @@ impl Guardian {
         self.control = None;
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();
+        for vm in &self.vms {
+            let _ = socket::remove(&self.config.paths.removed_of(vm.peer.pid));
+        }
         let mut ending = Ending { error: failed, stopped: Vec::new() };
         let left = std::mem::take(&mut self.vms)
             .into_iter()

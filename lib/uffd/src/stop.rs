@@ -186,5 +186,6 @@ fn clear(paths: &Paths) -> Result<(), Error> {
         other => other.map(drop),
     });
     let files = [&paths.removed, &paths.log].map(|path| socket::remove(path));
-    Error::all(sockets.into_iter().chain(files).filter_map(Result::err).map(Error::from))
+    let all = sockets.into_iter().chain(files).chain([paths.forget_lists()]);
+    Error::all(all.filter_map(Result::err).map(Error::from))
 }

@@ -46,6 +46,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
         if restarts == 0 {
             // What an earlier service saw discarded says nothing about this one's VM.
             socket::remove(&config.paths.removed)?;
+            config.paths.forget_lists()?;
             guardian.tell("listening", json!({"bytes": image.size(), "server_pid": me.pid}));
         }
         let mut server = Server {

@@ -167,10 +167,10 @@ impl Server {
 
     /// Where the discards of this VM are listed, or those of the only one.
     pub(super) fn removed(&self, vm: Option<&Process>) -> PathBuf {
-        let path = &self.common.config.paths.removed;
+        let paths = &self.common.config.paths;
         match vm.filter(|_| !self.is_for_one()) {
-            None => path.clone(),
-            Some(vm) => path.with_extension(format!("removed.{}", vm.pid)),
+            None => paths.removed.clone(),
+            Some(vm) => paths.removed_of(vm.pid),
         }
     }
 
