@@ -4,8 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::time::TimeSpec;
 use serde_json::{Map, Value, json};
 use sys::fdpass;
 
@@ -13,6 +16,9 @@ use crate::Error;
 
 /// Longer than this no message is.
 const LONGEST: usize = 128 << 10;
+
+/// How long somebody may take to listen to what he must know.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A message: its name, its other fields, and what came with it.
 #[derive(Debug)]
@@ -85,11 +91,28 @@ impl Channel {
         let _ = self.hand_over(event, fields, &[]);
     }
 
+    /// One message that must be heard. Somebody who has not listened for a while is waited for.
+    pub fn last_words(&self, event: &str, fields: Value) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.hand_over(event, fields.clone(), &[]) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if error.kind() != io::ErrorKind::WouldBlock || left.is_zero() {
+                return;
+            }
+            let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
+            let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(left)), None);
+        }
+    }
+
     /// One message, with copies of descriptors.
     pub fn hand_over(&self, event: &str, fields: Value, fds: &[BorrowedFd]) -> io::Result<()> {
         let mut line = object(json!({ "event": event }));
         line.extend(object(fields));
-        fdpass::send(&self.0, Value::Object(line).to_string().as_bytes(), fds).map(drop)
+        let line = Value::Object(line).to_string();
+        if line.len() > LONGEST {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        fdpass::send(&self.0, line.as_bytes(), fds).map(drop)
     }
 }
 

@@ -17,6 +17,9 @@ const LONGEST: usize = 16 << 10;
 /// How long a server may take to accept a connection when others wait already.
 const ACCEPT: Duration = Duration::from_secs(5);
 
+/// How long an answer may take to be read as far as it does not fit the socket.
+const READ: Duration = Duration::from_secs(1);
+
 /// What a server can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -121,6 +124,9 @@ impl Connection {
             Ok(value) => json!({ "ok": value }),
             Err(error) => json!({"error": error.to_json("wrenn-uffd", "")}),
         };
+        // A long answer, of many VMs, waits a moment for who reads it.
+        let _ = self.stream.set_nonblocking(false);
+        let _ = self.stream.set_write_timeout(Some(READ));
         let _ = self.stream.write_all(format!("{value}\n").as_bytes());
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }

@@ -15,18 +15,20 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use snap::Image;
 use sys::listener::Listener;
 use sys::process::{Process, any_readable_within, readable};
+use sys::uffd::Uffd;
 
-use crate::Error;
 use crate::channel::{Event, Heard, object};
 use crate::config::Config;
 use crate::control::refusal;
 use crate::handshake::Handshake;
 use crate::orders::{Handed, process_json};
 use crate::socket;
-use crate::state::State;
-use child::{Server, filled};
+use crate::state::{Counter, State};
+use crate::{Engine, Error, Region};
+use child::Server;
 use greetings::peer_of;
 
 /// How long a server may take to end when it is told to.
@@ -34,6 +36,12 @@ const ENDING: Duration = Duration::from_secs(3);
 
 /// How often in succession a server may be started in vain: it died before it had filled a page or served for a while.
 const IN_VAIN: u32 = 3;
+
+/// How a server ends that has done what it was told.
+const DONE: &str = "exit status 0";
+
+/// How many of the VMMs that introduce themselves a server is told the names of.
+const NAMED: usize = 64;
 
 /// For a while.
 const A_WHILE: Duration = Duration::from_secs(10);
@@ -57,6 +65,8 @@ pub(crate) struct Guardian {
     vms: Vec<Vm>,
     /// What others are to know first.
     untold: VecDeque<Event>,
+    /// How many pages those VMs had been given that have left.
+    departed: u64,
     restarts: u64,
     /// How many VMMs have come so far.
     came: u64,
@@ -81,6 +91,27 @@ struct Vm {
     state: State,
 }
 
+impl Vm {
+    /// How many pages it has been given.
+    fn filled(&self) -> u64 {
+        self.state.count(Counter::Copied) + self.state.count(Counter::Zeroed)
+    }
+
+    /// Gives it its memory back, if it is all there. Only when its server is gone. Gives whether it did.
+    fn release(self) -> Result<bool, Error> {
+        let (state, regions) = State::open(self.handed.state).map_err(|source| Error::State { source })?;
+        let uffd = Uffd::from_fd(self.handed.uffd).map_err(|source| Error::State { source })?;
+        let nothing = Image::zeros(regions.iter().map(Region::offset_end).max().unwrap_or(0));
+        let mut engine = Engine::resume(uffd, nothing.into(), &regions, state)?;
+        engine.drain()?;
+        let complete = engine.missing() == 0;
+        if complete {
+            engine.release()?;
+        }
+        Ok(complete)
+    }
+}
+
 /// How a service ended.
 pub(crate) struct Ending {
     /// What went wrong, if it did not end as it should.
@@ -98,7 +129,7 @@ impl Guardian {
         let image = config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = Server::start(&config, (&name, &image), (0, 0), &control, &[])?;
+        let server = Server::start(&config, (&name, &image), (0, 0, 0), &control, &[])?;
         Ok(Self {
             config,
             name,
@@ -111,6 +142,7 @@ impl Guardian {
             vms: Vec::new(),
             greeting: Vec::new(),
             untold: VecDeque::new(),
+            departed: 0,
             restarts: 0,
             came: 0,
             in_vain: 0,
@@ -150,6 +182,9 @@ impl Guardian {
                 return Ok(Some(event));
             }
             self.wait()?;
+            if !self.untold.is_empty() {
+                continue;
+            }
             match self.server.channel.hear()? {
                 Heard::Event(event) => {
                     if let Some(event) = self.heard(event)? {
@@ -225,16 +260,19 @@ impl Guardian {
             "sync" => {
                 // Whoever has said everything before the server was asked is known to it before it answers.
                 self.greet()?;
-                let greeting: Vec<_> = self.greeting.iter().filter_map(peer_of).collect();
+                let greeting: Vec<_> = self.greeting.iter().filter_map(peer_of).take(NAMED).collect();
                 let greeting: Vec<_> = greeting.iter().map(process_json).collect();
                 let others = self.greeting.len() - greeting.len();
-                self.server.channel.tell("synced", json!({"greeting": greeting, "others": others}));
+                let synced = json!({"sync": fields.get("sync"), "greeting": greeting, "others": others});
+                self.server.channel.tell("synced", synced);
                 return Ok(None);
             }
             "left" => {
                 let client = fields.get("client").and_then(Value::as_u64);
                 let index = self.vms.iter().position(|vm| Some(vm.client) == client);
-                let left = index.map(|index| self.vms.remove(index).peer);
+                let left = index.map(|index| self.vms.remove(index));
+                self.departed += left.as_ref().map_or(0, Vm::filled);
+                let left = left.map(|vm| vm.peer);
                 // Gone, or released: it needs nobody.
                 let hangs = fields.get("vmm").and_then(Value::as_str) == Some("abandoned");
                 if let Some(vmm) = left.filter(|vmm| hangs && vmm.is_alive()) {
@@ -264,7 +302,14 @@ impl Guardian {
         let died = Instant::now();
         let how = self.server.how();
         let asked = std::mem::take(&mut self.asked);
-        if asked || filled(&self.vms) > self.server.filled || self.server.started.elapsed() > A_WHILE {
+        if self.told.is_some() || how == DONE && !asked {
+            // It was to end, or has, and could not say so.
+            self.ended = true;
+            let reason = if self.told.is_some() { "signal" } else { "stopped" };
+            self.tell("closed", json!({"reason": reason, "vmm": "none"}));
+            return Ok(true);
+        }
+        if asked || self.filled() > self.server.filled || self.server.started.elapsed() > A_WHILE {
             self.in_vain = 0;
         } else {
             self.in_vain += 1;
@@ -274,7 +319,7 @@ impl Guardian {
             self.let_go();
         }
         let lost = self.vms.iter().any(|vm| !vm.peer.is_alive());
-        if !self.listens || self.told.is_some() || lost || self.in_vain > IN_VAIN {
+        if !self.listens || lost || self.in_vain > IN_VAIN {
             let again = if self.in_vain > IN_VAIN { ", as did the ones before it" } else { "" };
             return Err(Error::Died { how: format!("{how}{again}") });
         }
@@ -282,13 +327,9 @@ impl Guardian {
         // Since the first of those that died without having said anything.
         self.restarting.get_or_insert((if asked { "asked".into() } else { how }, died));
         let Some(control) = &self.control else { return Ok(false) };
-        self.server = Server::start(
-            &self.config,
-            (&self.name, &self.image),
-            (self.restarts, self.came),
-            control,
-            &self.vms,
-        )?;
+        let counts = (self.restarts, self.came, self.filled());
+        let names = (&self.name, self.image.as_str());
+        self.server = Server::start(&self.config, names, counts, control, &self.vms)?;
         Ok(true)
     }
 
@@ -297,10 +338,16 @@ impl Guardian {
         let (vms, gone): (_, Vec<_>) =
             std::mem::take(&mut self.vms).into_iter().partition(|vm| vm.peer.is_alive());
         self.vms = vms;
-        for Vm { peer, client, .. } in gone {
-            let _ = socket::remove(&self.config.paths.removed_of(peer.pid));
-            self.tell("left", json!({"vmm": "gone", "peer_pid": peer.pid, "client": client}));
+        for vm in gone {
+            let _ = socket::remove(&self.config.paths.removed_of(vm.peer.pid));
+            self.departed += vm.filled();
+            self.tell("left", json!({"vmm": "gone", "peer_pid": vm.peer.pid, "client": vm.client}));
         }
+    }
+
+    /// How many pages all servers have filled.
+    fn filled(&self) -> u64 {
+        self.departed + self.vms.iter().map(Vm::filled).sum::<u64>()
     }
 
     /// Tells of something that the server has not told.
@@ -308,7 +355,7 @@ impl Guardian {
         self.untold.push_back(Event { name: event.into(), fields: object(fields), fds: Vec::new() });
     }
 
-    /// Waits for the server's end, and stops a VMM that it left behind. `failed` is what is known to have gone wrong.
+    /// Waits for the server's end, and stops a VMM that it left behind, unless that has all of its memory. `failed` is what is known to have gone wrong.
     fn finish(mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
@@ -320,11 +367,13 @@ impl Guardian {
             let _ = socket::remove(&self.config.paths.removed_of(vm.peer.pid));
         }
         let mut ending = Ending { error: failed, stopped: Vec::new() };
-        let left = std::mem::take(&mut self.vms)
-            .into_iter()
-            .map(|vm| vm.peer)
-            .chain(greeting.iter().filter_map(peer_of))
-            .chain(unheard);
+        let hangs = |vm: Vm| {
+            let peer = vm.peer.clone();
+            let released = peer.is_alive() && vm.release().unwrap_or(false);
+            (!released).then_some(peer)
+        };
+        let left = std::mem::take(&mut self.vms).into_iter().filter_map(hangs);
+        let left = left.chain(greeting.iter().filter_map(peer_of)).chain(unheard);
         for vmm in left.filter(Process::is_alive) {
             match stop(&vmm) {
                 Ok(()) => ending.stopped.push(vmm.pid),

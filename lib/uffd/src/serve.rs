@@ -1,10 +1,11 @@
 //! `wrenn-uffd serve`: a server for one VMM.
 
+use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, PipeReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -25,7 +26,7 @@ const LISTENING: Duration = Duration::from_secs(30);
 /// How many events may wait for somebody to read them.
 const UNREAD: usize = 4096;
 
-/// How long a service that was ended by a signal may take to say so.
+/// How long a service that was told to end may take to say so.
 const GOING: Duration = Duration::from_secs(3);
 
 /// The verb.
@@ -62,8 +63,9 @@ fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
     let (events, told) = mpsc::sync_channel(UNREAD);
     let (end, ended) = mpsc::channel();
     let (follower, follows) = io::pipe().map_err(failed)?;
+    let (prints, printing) = mpsc::channel::<Infallible>();
     let guardian = std::thread::Builder::new().name("guardian".into());
-    guardian.spawn(move || guard(config, follower, events, &end)).map_err(failed)?;
+    guardian.spawn(move || guard(config, follower, events, &end, &printing)).map_err(failed)?;
     let printed = told.iter().try_for_each(|event| call.emit(&event.name, Value::Object(event.fields)));
     // If nobody takes them any more, the service ends.
     drop((told, follows));
@@ -83,6 +85,7 @@ fn foreground(call: &mut Call, config: Config) -> Result<Reply, Error> {
         fields.insert("stopped_pid".into(), (*pid).into());
     }
     call.emit("closed", Value::Object(fields))?;
+    drop(prints);
     Ok(Reply::Streamed(0))
 }
 
@@ -101,8 +104,9 @@ fn guard(
     follower: PipeReader,
     events: SyncSender<Event>,
     end: &mpsc::Sender<Result<Ended, Failure>>,
+    printing: &mpsc::Receiver<Infallible>,
 ) {
-    let (mut closed, mut unread) = (None, 0);
+    let (mut closed, mut unread) = (None::<Map<String, Value>>, 0);
     let followed = Guardian::start(config, Some(follower)).map(|guardian| {
         guardian.follow(|_, event| {
             match event.name.as_str() {
@@ -113,13 +117,14 @@ fn guard(
             }
         })
     });
+    let told = closed.as_ref().is_some_and(|closed| closed["reason"] != "vmm_gone");
     let ended = followed.map(|ending| Ended { ending, closed, unread });
     drop(events);
     let _ = end.send(ended);
-    if sys::signals::pending().is_some() {
-        // The other thread does it, unless it cannot get rid of an event.
-        std::thread::sleep(GOING);
+    if told && printing.recv_timeout(GOING) == Err(RecvTimeoutError::Timeout) {
+        // The other thread cannot get rid of an event.
         sys::signals::end_by_pending();
+        std::process::exit(0);
     }
 }
 

@@ -25,7 +25,7 @@ use crate::socket::{self, Listener};
 use crate::wait::{Rare, Waiter};
 use crate::{Error, Prefetch, warm};
 use begin::Taken;
-use session::{Common, Running, Session, peer_fields};
+use session::{Common, Parted, Running, Session, peer_fields};
 use verbs::Greeting;
 
 /// A server.
@@ -34,6 +34,8 @@ pub(crate) struct Server {
     /// What the service is called.
     name: Process,
     me: Process,
+    /// Which image it is.
+    image: String,
     restarts: u64,
     /// How many VMMs have come so far.
     came: u64,
@@ -48,9 +50,8 @@ pub(crate) struct Server {
     connections: Vec<Connection>,
     /// Questions that wait until all VMMs that came before them are known: after this answer of the guardian.
     asked: Vec<(u64, Connection, Request)>,
-    /// How often the guardian was asked for these, and how often it has answered.
+    /// How often the guardian was asked for these.
     syncs: u64,
-    synced: u64,
     /// Who asked for another server in this one's place.
     relief: Option<Connection>,
     /// Whether the guardian is gone.
@@ -73,7 +74,7 @@ enum Turn {
     Goes,
     Ends(Reason),
     /// The only VMM's session is over.
-    Over(Box<Session>, Result<(), Error>),
+    Over(Box<Session>, Parted),
     /// Another server takes over.
     Relieved,
 }
@@ -104,22 +105,23 @@ impl Server {
             match self.turn() {
                 Ok(Turn::Goes) => {}
                 Ok(Turn::Ends(reason)) => break self.close(reason),
-                Ok(Turn::Over(mut session, Ok(()))) => break self.closed(Reason::VmmGone, &mut session),
-                Ok(Turn::Over(session, Err(error))) => break Err((error, Some(session.service.peer))),
+                Ok(Turn::Over(mut session, parted)) => {
+                    break self.closed(Reason::VmmGone, &mut session, parted);
+                }
                 Ok(Turn::Relieved) => break self.hand_over(),
                 Err(failed) => break Err(failed),
             }
         };
         match ended {
             Ok((event, fields)) => {
-                self.common.guardian.tell(event, fields);
+                self.common.guardian.last_words(event, fields);
                 ExitCode::SUCCESS
             }
             Err((error, vmm)) => {
                 let mut fields = vmm.as_ref().map_or(json!({}), peer_fields);
                 let error = wire::Error::from(error);
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
-                self.common.guardian.tell("failed", fields);
+                self.common.guardian.last_words("failed", fields);
                 let others = std::mem::take(&mut self.sessions).into_iter().map(|session| session.peer);
                 vmm.into_iter().chain(others).for_each(|vmm| self.stop(&vmm));
                 ExitCode::from(error.kind.status())
@@ -151,11 +153,11 @@ impl Server {
             let Some(index) = self.sessions.iter().position(|session| session.client == client) else {
                 continue;
             };
-            let (mut session, ended) = self.sessions.remove(index).end();
+            let (mut session, parted) = self.sessions.remove(index).end();
             if self.is_for_one() {
-                return Ok(Turn::Over(Box::new(session), ended));
+                return Ok(Turn::Over(Box::new(session), parted));
             }
-            self.left(&mut session, ended);
+            self.left(&mut session, parted);
         }
         if ready.has(Rare::Guardian)
             && let Some(reason) = self.heed()?
@@ -181,11 +183,14 @@ impl Server {
                     let peer = taken.peer.clone();
                     self.begin(taken).map_err(|error| (error, Some(peer)))?;
                 }
+                // It had gone before it could be given.
+                Heard::Event(Event { name, .. }) if name == "gone" => self.came += 1,
                 Heard::Event(Event { fields, .. }) => {
+                    let synced = fields.get("sync").and_then(Value::as_u64).unwrap_or(0);
                     let handed = fields.get("greeting").and_then(Value::as_array).into_iter().flatten();
                     let handed = handed.filter_map(process_of).collect();
                     let others = fields.get("others").and_then(Value::as_u64) != Some(0);
-                    if let Some(reason) = self.answer_asked(&Greeting { handed, others }) {
+                    if let Some(reason) = self.answer_asked(synced, &Greeting { handed, others }) {
                         return Ok(Some(reason));
                     }
                 }
@@ -198,7 +203,7 @@ impl Server {
                     }
                     // There is a VMM to serve: go on without.
                     note("orphaned {}");
-                    return Ok(self.answer_asked(&Greeting::default()));
+                    return Ok(self.answer_asked(u64::MAX, &Greeting::default()));
                 }
             }
         }
@@ -222,7 +227,7 @@ impl Server {
                 let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
                 let mut fields = object(json!({"vmm": "abandoned", "client": client, "error": error}));
                 fields.extend(object(peer_fields(&peer)));
-                self.common.guardian.tell("left", Value::Object(fields));
+                self.common.guardian.last_words("left", Value::Object(fields));
                 self.stop(&peer);
             }
         }
@@ -230,29 +235,34 @@ impl Server {
     }
 
     /// Tells of one of several VMMs that it has gone, or cannot be served any more.
-    fn left(&self, session: &mut Session, ended: Result<(), Error>) {
-        let parted = ended.and_then(|()| session.parted()).unwrap_or_else(|error| session.abandoned(error));
+    fn left(&self, session: &mut Session, parted: Parted) {
+        let parted = session.left(parted);
         self.stop_abandoned(&parted, session);
         // What one VM discarded says nothing about another.
         let _ = socket::remove(&self.removed(Some(&session.service.peer)));
-        self.common.guardian.tell("left", Value::Object(parted));
+        self.common.guardian.last_words("left", Value::Object(parted));
     }
 
     /// Ends: the last event.
     fn close(&mut self, reason: Reason) -> Result<(&'static str, Value), Failed> {
         let sessions = std::mem::take(&mut self.sessions);
-        for (mut session, ended) in sessions.into_iter().map(Running::end) {
+        for (mut session, parted) in sessions.into_iter().map(Running::end) {
             if self.is_for_one() {
-                return self.closed(reason, &mut session);
+                return self.closed(reason, &mut session, parted);
             }
-            self.left(&mut session, ended);
+            self.left(&mut session, parted);
         }
         Ok(("closed", json!({"reason": reason.word(), "vmm": "none", "came": self.came})))
     }
 
     /// The last event of a service with one VMM, which has come.
-    fn closed(&self, reason: Reason, session: &mut Session) -> Result<(&'static str, Value), Failed> {
-        let parted = session.parted().map_err(|error| (error, Some(session.service.peer.clone())))?;
+    fn closed(
+        &self,
+        reason: Reason,
+        session: &mut Session,
+        parted: Parted,
+    ) -> Result<(&'static str, Value), Failed> {
+        let parted = session.closed(parted).map_err(|error| (error, Some(session.service.peer.clone())))?;
         self.stop_abandoned(&parted, session);
         let mut closed = object(json!({"reason": reason.word()}));
         closed.extend(parted);
@@ -261,11 +271,16 @@ impl Server {
 
     /// Ends with everything read so far applied: the next one goes on from there.
     fn hand_over(&mut self) -> Result<(&'static str, Value), Failed> {
-        for (mut session, ended) in std::mem::take(&mut self.sessions).into_iter().map(Running::end) {
-            match ended.and_then(|()| session.put_down()) {
-                Ok(()) => {}
-                Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
-                Err(error) => self.left(&mut session, Err(error)),
+        for (mut session, parted) in std::mem::take(&mut self.sessions).into_iter().map(Running::end) {
+            match parted {
+                // It has gone meanwhile, or cannot be served: the next one would find the same.
+                parted @ (Ok(Some(_)) | Err(_)) if !self.is_for_one() => self.left(&mut session, parted),
+                Err(error) => return Err((error, Some(session.service.peer))),
+                Ok(_) => match session.put_down() {
+                    Ok(()) => {}
+                    Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
+                    Err(error) => self.left(&mut session, Err(error)),
+                },
             }
         }
         if let Some(mut connection) = self.relief.take() {

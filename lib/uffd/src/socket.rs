@@ -2,16 +2,23 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use sys::listener::LONGEST_PATH;
 use sys::process::Process;
 
 use crate::Error;
 use crate::config::Paths;
+
+/// What accept(2) says when the host, or this process, is short of something.
+const SHORTAGES: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+
+/// How long to leave it at that.
+const SHORT: Duration = Duration::from_millis(10);
 
 /// A socket that listens. The name is the guardian's, and goes with it.
 #[derive(Debug)]
@@ -61,8 +68,17 @@ pub(crate) fn accept(listener: &UnixListener, path: &Path) -> Result<Option<Unix
         {
             Ok(None)
         }
+        // Out of descriptors or memory: whoever connects waits, and nobody else is to suffer for it.
+        Err(error) if SHORTAGES.contains(&Errno::from_raw(errno(&error))) => {
+            std::thread::sleep(SHORT);
+            Ok(None)
+        }
         Err(error) => Err(Error::io("accept on", path)(error)),
     }
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
 }
 
 /// What an error of `sys::listener` means here.
@@ -77,6 +93,8 @@ fn taken<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error 
 /// The VMMs that have handed themselves over to a service which ends before it has heard of it: those that have sent a
 /// descriptor.
 pub(crate) fn unheard(listener: &UnixListener) -> Vec<Process> {
+    // Nobody else is to get in: who does is refused from here on, and those who wait still come out.
+    let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Read);
     let waiting = std::iter::from_fn(|| Some(listener.accept().ok()?.0));
     let peers = waiting.filter_map(|stream| {
         stream.set_nonblocking(true).ok()?;

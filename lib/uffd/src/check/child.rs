@@ -19,6 +19,9 @@ use crate::role::{VMM, program};
 /// How much longer than its limit, at which it gives up by itself, a VMM is listened to.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// How often to look whether the last process of a server has ended.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What a VMM has said, or what became of it.
 pub(super) enum Heard {
     Passed,
@@ -66,7 +69,8 @@ impl Vmm {
         let failed = |error: io::Error| Error::io("hear", "the VMM")(error);
         let mut deadline = Instant::now() + limit + SLACK;
         let mut gone = server.pidfd().map_err(failed)?;
-        let mut abandoned = false;
+        // The process that was started may go before those that it has started, or have gone already.
+        let (mut ended, mut abandoned) = (gone.is_none(), false);
         loop {
             while let Some(end) = self.heard.iter().position(|&byte| byte == b'\n') {
                 let line: Value = serde_json::from_slice(&self.heard[..end]).unwrap_or_default();
@@ -91,10 +95,13 @@ impl Vmm {
             let mut fds = vec![PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
             fds.extend(gone.as_ref().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
             fds.extend(sys::signals::fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            let left = if ended && !abandoned { left.min(LOOK) } else { left };
             poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
                 .map_err(|errno| failed(errno.into()))?;
             let said = fds[0].any() == Some(true);
-            let ended = gone.is_some() && fds[1].any() == Some(true);
+            if gone.is_some() && fds[1].any() == Some(true) {
+                (gone, ended) = (None, true);
+            }
             if said {
                 let mut buffer = [0; 4096];
                 match self.events.read(&mut buffer).map_err(failed)? {
@@ -102,12 +109,9 @@ impl Vmm {
                     count => self.heard.extend_from_slice(&buffer[..count]),
                 }
             }
-            if ended {
-                gone = None;
-                if server.processes().is_empty() {
-                    abandoned = true;
-                    deadline = deadline.min(Instant::now() + afterwards);
-                }
+            if ended && !abandoned && server.processes().is_empty() {
+                abandoned = true;
+                deadline = deadline.min(Instant::now() + afterwards);
             }
         }
     }

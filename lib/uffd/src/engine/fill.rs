@@ -193,10 +193,14 @@ impl Engine {
         source: std::io::Error,
     ) -> Result<Came, Error> {
         let area = &mut self.areas[index];
-        match self.uffd.poison(area.address_of(page), area.region.page_size) {
+        // First: a server that dies in between leaves a page that is known to be lost, and is asked for again.
+        [&mut area.poisoned, &mut area.settled].into_iter().for_each(|set| set.insert(page..page + 1));
+        let poisoned = self.uffd.poison(area.address_of(page), area.region.page_size);
+        if !matches!(poisoned, Filled::Bytes(_)) {
+            [&mut area.poisoned, &mut area.settled].into_iter().for_each(|set| set.remove(page..page + 1));
+        }
+        match poisoned {
             Filled::Bytes(_) => {
-                area.poisoned.insert(page..page + 1);
-                area.settled.insert(page..page + 1);
                 self.poisoned.push(lost);
                 Ok(Came { step: Step::More, kind: Kind::Poison, pages: 1 })
             }

@@ -15,7 +15,6 @@ use crate::channel::{self, Channel};
 use crate::config::Config;
 use crate::orders::{Given, Handed, Orders};
 use crate::role::{SERVER, program};
-use crate::state::Counter;
 
 /// A server that runs.
 pub(super) struct Server {
@@ -32,7 +31,7 @@ impl Server {
     pub fn start(
         config: &Config,
         (name, image): (&Process, &str),
-        (restarts, came): (u64, u64),
+        (restarts, came, filled): (u64, u64, u64),
         control: &Listener,
         vms: &[Vm],
     ) -> Result<Self, Error> {
@@ -60,7 +59,7 @@ impl Server {
             let process = Process::of_pid(pid).or_else(|_| {
                 Ok::<_, io::Error>(Process { pid, start_time: 0, boot_id: sys::process::boot_id()? })
             })?;
-            Ok(Self { child, process, channel, started: Instant::now(), filled: filled(vms) })
+            Ok(Self { child, process, channel, started: Instant::now(), filled })
         };
         again().map_err(failed)
     }
@@ -75,9 +74,4 @@ impl Server {
             Err(error) => error.to_string(),
         }
     }
-}
-
-/// How many pages have been filled.
-pub(super) fn filled(vms: &[Vm]) -> u64 {
-    vms.iter().map(|vm| vm.state.count(Counter::Copied) + vm.state.count(Counter::Zeroed)).sum()
 }

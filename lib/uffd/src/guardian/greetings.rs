@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use sys::process::Process;
@@ -106,11 +105,7 @@ impl Guardian {
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed);
         let handed = Handed { uffd: copy(uffd.as_fd())?, state: copy(state.as_fd())? };
         let fds = [handed.uffd.as_fd(), handed.state.as_fd()];
-        let given = self.server.channel.hand_over("vmm", json!({}), &fds);
-        if given.is_err_and(|error| error.raw_os_error() == Some(Errno::EAGAIN as i32)) {
-            // It has not listened for long. The next one is given all there are; so it is when this one is gone.
-            let _ = self.server.child.kill();
-        }
+        self.give("vmm", &fds);
         let bytes: u64 = regions.iter().map(|region| region.size).sum();
         let connected = json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id,
                                "regions": regions.len(), "bytes": bytes, "client": client});
@@ -118,6 +113,17 @@ impl Guardian {
         self.has_come();
         self.tell("connected", connected);
         Ok(())
+    }
+
+    /// Tells the server of a VMM. The next server is given all there are; so one that is gone need not hear of it, and one
+    /// that does not listen is ended.
+    fn give(&mut self, what: &str, fds: &[BorrowedFd]) {
+        let gone = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        };
+        if self.server.channel.hand_over(what, json!({}), fds).is_err_and(|error| !gone(&error)) {
+            let _ = self.server.child.kill();
+        }
     }
 
     /// A VMM has ended before it could be served.
@@ -128,15 +134,22 @@ impl Guardian {
             self.ended = true;
             let _ = self.server.child.kill();
         } else {
-            self.tell("left", json!({"vmm": "gone"}));
+            self.give("gone", &[]);
+            self.tell("left", json!({"vmm": "gone", "client": self.came}));
         }
         Ok(())
     }
 
     fn has_come(&mut self) {
         self.came += 1;
-        if self.came == self.config.clients {
-            self.socket = None;
+        if self.came == self.config.clients
+            && let Some(listener) = self.socket.take()
+        {
+            for vmm in socket::unheard(&listener.socket) {
+                let message = "a VMM too many was stopped: it would have waited for its pages for ever";
+                let stopped = stop(&vmm).is_ok();
+                self.tell("warning", json!({"message": message, "peer_pid": vmm.pid, "stopped": stopped}));
+            }
         }
     }
 

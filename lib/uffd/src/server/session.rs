@@ -3,8 +3,10 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use snap::{Image, Ranges};
@@ -31,7 +33,6 @@ pub(super) struct Session {
     /// The how manieth VMM it is.
     client: u64,
     waiter: Waiter,
-    mail: Mailbox<Job>,
     leaves: bool,
 }
 
@@ -45,7 +46,22 @@ pub(super) struct Running {
     /// The how manieth VMM it is.
     pub client: u64,
     jobs: Sender<Job>,
-    thread: JoinHandle<(Session, Result<(), Error>)>,
+    thread: JoinHandle<(Session, Parted)>,
+}
+
+/// What became of a VMM whose session ended by itself; `None` of one that was told to end.
+pub(super) type Parted = Result<Option<Map<String, Value>>, Error>;
+
+/// How long a session may take until it has time for a question: it may be waiting for a disk.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a session gives no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silent {
+    /// It has ended, and soon so does the server, or it goes on without it.
+    Over,
+    /// It has had no time.
+    Busy,
 }
 
 impl Running {
@@ -61,26 +77,35 @@ impl Running {
         waiter.add(&mail, Rare::Mail)?;
         waiter.add(&service.exit, Rare::Exit)?;
         let peer = service.peer.clone();
-        let mut session = Session { common: common.clone(), service, client, waiter, mail, leaves: false };
+        let mut session = Session { common: common.clone(), service, client, waiter, leaves: false };
         let over = over.clone();
         let thread = std::thread::Builder::new().name(format!("vmm-{client}")).spawn(move || {
             let _fatal = Fatal;
-            let ended = session.run();
+            let ended = session.run(&mail);
+            let parted = ended.and_then(|()| (!session.leaves).then(|| session.parted()).transpose());
+            // Who asks from here on is told so, rather than left waiting.
+            drop(mail);
             over.send(client);
-            (session, ended)
+            (session, parted)
         })?;
         Ok(Self { peer, client, jobs, thread })
     }
 
-    /// Has the session do something, and waits for what it gives. `None` when it has ended.
-    pub fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut Session) -> T + Send + 'static) -> Option<T> {
+    /// Has the session do something, and waits for what it gives.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Session) -> T + Send + 'static,
+    ) -> Result<T, Silent> {
         let (answer, answered) = mpsc::channel();
         self.jobs.send(Box::new(move |session| drop(answer.send(job(session)))));
-        answered.recv().ok()
+        answered.recv_timeout(PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Silent::Over,
+            RecvTimeoutError::Timeout => Silent::Busy,
+        })
     }
 
-    /// Ends the thread. What it served goes on waiting. Gives how it had ended, if it had.
-    pub fn end(self) -> (Session, Result<(), Error>) {
+    /// Ends the thread. What it served goes on waiting.
+    pub fn end(self) -> (Session, Parted) {
         self.jobs.send(Box::new(|session| session.leaves = true));
         // It does not panic: see `Fatal`.
         self.thread.join().unwrap_or_else(|_| std::process::abort())
@@ -100,7 +125,7 @@ impl Drop for Fatal {
 
 impl Session {
     /// Serves until the VMM is gone.
-    fn run(&mut self) -> Result<(), Error> {
+    fn run(&mut self, mail: &Mailbox<Job>) -> Result<(), Error> {
         while !self.leaves && !self.service.is_over() {
             let patience = self.service.patience();
             let ready = self.waiter.wait(self.service.engine.uffd().as_fd(), patience);
@@ -108,7 +133,7 @@ impl Session {
             let events = self.service.turn(ready.vmm, ready.has(Rare::Exit))?;
             events.into_iter().for_each(|(event, fields)| self.tell(event, fields));
             if ready.has(Rare::Mail) {
-                self.mail.empty().into_iter().for_each(|job| job(self));
+                mail.empty().into_iter().for_each(|job| job(self));
             }
         }
         Ok(())
@@ -127,7 +152,7 @@ impl Session {
 
     /// What becomes of the VMM now that its session is over. One that lives gets its memory back if it is all there, and is
     /// the guardian's to stop if not.
-    pub fn parted(&mut self) -> Result<Map<String, Value>, Error> {
+    fn parted(&mut self) -> Result<Map<String, Value>, Error> {
         if let Some((event, fields)) = self.service.end_recording() {
             self.tell(event, fields);
         }
@@ -137,8 +162,18 @@ impl Session {
         Ok(parted)
     }
 
+    /// The same at the end of a session, however that came.
+    pub fn left(&mut self, parted: Parted) -> Map<String, Value> {
+        self.closed(parted).unwrap_or_else(|error| self.abandoned(error))
+    }
+
+    /// The same of one that was to be the only one: if it cannot be served any more that is the service's failure.
+    pub fn closed(&mut self, parted: Parted) -> Result<Map<String, Value>, Error> {
+        parted.and_then(|parted| parted.map_or_else(|| self.parted(), Ok))
+    }
+
     /// The same for one that cannot be served any more.
-    pub fn abandoned(&self, error: Error) -> Map<String, Value> {
+    fn abandoned(&self, error: Error) -> Map<String, Value> {
         let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
         let mut parted = object(json!({"vmm": "abandoned", "client": self.client, "error": error}));
         parted.extend(object(peer_fields(&self.service.peer)));

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use snap::Ranges;
 use sys::process::Process;
 
-use super::session::{Running, Session};
+use super::session::{PATIENCE, Running, Session, Silent};
 use super::{Reason, Server};
 use crate::Error;
 use crate::channel::object;
@@ -51,6 +51,9 @@ impl Server {
                 }
                 Ok(Some((_, request))) => {
                     self.waiter.forget(&connection.stream).map_err(failed)?;
+                    if self.asked.len() == CONNECTIONS {
+                        self.asked.remove(0);
+                    }
                     self.asked.push((self.syncs + 1, connection, request));
                     asks = true;
                 }
@@ -61,18 +64,14 @@ impl Server {
             return Ok(None);
         }
         self.syncs += 1;
-        if self.may_come() {
-            // A VMM that has connected, and said who it is, before somebody asked counts: the guardian knows.
-            self.common.guardian.tell("sync", json!({}));
-            return Ok(None);
-        }
-        Ok(self.answer_asked(&Greeting::default()))
+        // A VMM that has connected, and said who it is, before somebody asked counts: the guardian knows.
+        let sync = json!({"sync": self.syncs});
+        let waits = self.may_come() && self.common.guardian.hand_over("sync", sync, &[]).is_ok();
+        Ok(if waits { None } else { self.answer_asked(u64::MAX, &Greeting::default()) })
     }
 
     /// Answers those who asked before this was known.
-    pub(super) fn answer_asked(&mut self, greeting: &Greeting) -> Option<Reason> {
-        self.synced += 1;
-        let synced = if self.may_come() { self.synced } else { u64::MAX };
+    pub(super) fn answer_asked(&mut self, synced: u64, greeting: &Greeting) -> Option<Reason> {
         let (asked, later): (Vec<_>, _) =
             std::mem::take(&mut self.asked).into_iter().partition(|(sync, ..)| *sync <= synced);
         self.asked = later;
@@ -86,10 +85,13 @@ impl Server {
                     self.answer(Map::new())
                 }),
                 Request::Restart if self.orphaned => Err(Error::NoGuardian { pid: self.name.pid }),
-                Request::Restart => {
-                    self.relief = Some(connection);
-                    continue;
-                }
+                Request::Restart => match self.replaceable() {
+                    Ok(()) => {
+                        self.relief = Some(connection);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
             };
             connection.answer(answer.map_err(Into::into));
         }
@@ -119,7 +121,9 @@ impl Server {
             return Err(Error::WhichVm);
         }
         let stats = self.look(vm, greeting)?;
-        self.common.guardian.tell("stats", Value::Object(stats.clone()));
+        let told = stats.iter().filter(|(name, _)| *name != "vms");
+        let told = told.map(|(name, value)| (name.clone(), value.clone())).collect();
+        self.common.guardian.tell("stats", Value::Object(told));
         let mut answer = self.answer(stats);
         answer["removed"] = json!(removed);
         Ok(answer)
@@ -133,9 +137,15 @@ impl Server {
             let nobody = || object(json!({"state": idle, "complete": false}));
             return self.session(vm)?.map_or_else(|| Ok(nobody()), one);
         }
-        // One that goes meanwhile is not there any more.
-        let vms: Vec<_> = self.sessions.iter().filter_map(|session| one(session).ok()).collect();
+        let each = |session: &Running| match session.ask(Session::stats) {
+            Ok(stats) => Some(stats),
+            Err(Silent::Busy) => Some(object(json!({"state": "busy", "peer_pid": session.peer.pid}))),
+            // One that goes meanwhile is not there any more.
+            Err(Silent::Over) => None,
+        };
+        let vms: Vec<_> = self.sessions.iter().filter_map(each).collect();
         let missing = |vm: &Map<String, Value>| vm.get("missing_bytes")?.as_u64();
+        // Not known as long as one is busy.
         let missing: Option<u64> = vms.iter().map(missing).sum();
         let state = if vms.is_empty() { idle } else { "serving" };
         Ok(object(json!({"state": state, "came": self.came, "missing_bytes": missing,
@@ -153,9 +163,27 @@ impl Server {
         }
     }
 
-    /// A session that has ended answers no more, and soon nor does the server.
-    fn heard<T>(&self, answer: Option<T>) -> Result<T, Error> {
-        answer.ok_or_else(|| Error::NotRunning { control: self.common.config.paths.control.clone() })
+    /// The answer of a session that must give one.
+    fn heard<T>(&self, answer: Result<T, Silent>) -> Result<T, Error> {
+        let control = || self.common.config.paths.control.clone();
+        answer.map_err(|silent| match silent {
+            // Soon the server has ended, too.
+            Silent::Over => Error::NotRunning { control: control() },
+            Silent::Busy => Error::NoAnswer { control: control(), seconds: PATIENCE.as_secs() },
+        })
+    }
+
+    /// The VMs that lack some of their memory, with how much, in bytes.
+    fn incomplete(&self) -> Result<Vec<(i32, u64)>, Error> {
+        let mut incomplete = Vec::new();
+        for session in &self.sessions {
+            match session.ask(Session::missing) {
+                Ok(Some(missing)) if missing > 0 => incomplete.push((session.peer.pid, missing)),
+                Ok(_) | Err(Silent::Over) => {}
+                busy @ Err(Silent::Busy) => drop(self.heard(busy)?),
+            }
+        }
+        Ok(incomplete)
     }
 
     /// An answer with these `stats`.
@@ -174,16 +202,26 @@ impl Server {
         }
     }
 
+    /// Refuses to make room for another server that would not find the image.
+    fn replaceable(&self) -> Result<(), Error> {
+        if !self.may_come() && self.incomplete()?.is_empty() {
+            return Ok(());
+        }
+        let source = &self.common.config.source;
+        match source.check()? == self.image {
+            true => Ok(()),
+            false => Err(Error::ImageReplaced { path: source.path().to_owned() }),
+        }
+    }
+
     /// Refuses to stop when that would leave a VM hanging.
     fn stoppable(&self, force: bool, greeting: &Greeting) -> Result<(), Error> {
-        let missing = |session: &Running| {
-            let missing = session.ask(Session::missing).flatten().filter(|missing| *missing > 0)?;
-            Some((session.peer.pid, missing))
-        };
-        let mut hanging = self.sessions.iter().filter_map(missing);
-        let mut others = greeting.handed.iter().filter(|vmm| vmm.is_alive());
-        let other = || others.next().map(|vmm| (vmm.pid, self.common.image.size()));
-        match hanging.next().or_else(other).filter(|_| !force) {
+        if force {
+            return Ok(());
+        }
+        let mut greeting = greeting.handed.iter().filter(|vmm| vmm.is_alive());
+        let greeting = greeting.next().map(|vmm| (vmm.pid, self.common.image.size()));
+        match self.incomplete()?.first().copied().or(greeting) {
             Some((pid, missing)) => Err(Error::VmAlive { pid, missing }),
             None => Ok(()),
         }

@@ -1,0 +1,167 @@
+//! What happens at a bad moment: a VMM, a server or a guardian that dies, or stands still, while somebody waits for it.
+
+mod common;
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{Bench, Foreground, PAGE, Vmm, await_end, server_of, service_of};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use sys::process::Process;
+
+#[test]
+#[ignore = "a part that other tests start"]
+fn vmm() {
+    common::play();
+}
+
+#[test]
+fn who_asks_as_a_vmm_dies_is_answered_and_the_service_ends() {
+    let bench = Bench::new(64);
+    for _ in 0..8 {
+        let document = bench.detached(&["prefetch=none"]);
+        let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    // Until there is nobody to ask.
+                    while bench.verb(&["stats", "id=vm"]).status() == 0 {}
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            vmm.kill();
+        });
+        await_end(&service_of(&document));
+    }
+}
+
+#[test]
+fn hundreds_of_vms_are_all_in_stats_and_outlive_their_server() {
+    let bench = Bench::new(1);
+    let document = bench.detached(&["clients:=0"]);
+    // This process is all of the VMMs: each has its memory before anything can go wrong.
+    let connect = |_| common::connect(&bench.run("uffd.sock"), 1);
+    let vms: Vec<_> = (0..300).map(connect).collect();
+    let all = || {
+        let stats = bench.stats();
+        assert_eq!((&stats["came"], stats["vms"].as_array().unwrap().len()), (&300.into(), 300));
+        stats
+    };
+    while all()["missing_bytes"] != 0 {}
+    server_of(&document).end(Duration::ZERO).unwrap();
+    assert_eq!(all()["restarts"], 1);
+    assert!(vms.iter().all(|(memory, _)| memory.load(0) == 0), "page 0 is zero");
+    bench.verb(&["stop", "id=vm"]).success();
+}
+
+#[test]
+fn a_vmm_that_dies_before_anybody_hears_it_is_one_of_those_that_came() {
+    let bench = Bench::new(64);
+    let mut server = Foreground::start(&bench, &["prefetch=none", "clients:=2"]);
+    let guardian = Process::of_pid(server.child.id() as i32).unwrap();
+    guardian.signal(Signal::SIGSTOP).unwrap();
+    Vmm::start(&bench.run("uffd.sock"), 64).kill();
+    guardian.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(server.until("left")["vmm"], "gone");
+    let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(second.ask("check 0 64 image"), "same");
+    second.kill();
+    assert_eq!(server.until("closed")["came"], 2);
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_vmm_too_many_is_stopped_and_does_not_wait_for_ever() {
+    let bench = Bench::new(64);
+    let mut server = Foreground::start(&bench, &[]);
+    let memory = sys::uffd::Memory::map(64 * PAGE, false).unwrap();
+    let uffd = sys::uffd::Uffd::create().unwrap();
+    uffd.register(&memory, 0, memory.len()).unwrap();
+    let message = json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,
+                          "page_size": PAGE}])
+    .to_string();
+    let mut stream = UnixStream::connect(bench.run("uffd.sock")).unwrap();
+    stream.write_all(&message.as_bytes()[..9]).unwrap();
+    assert_eq!(bench.stats()["state"], "handshake");
+    let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
+    second.tell("check 0 64 image");
+    sys::fdpass::send(&stream, &message.as_bytes()[9..], &[uffd.as_fd()]).unwrap();
+    let warning = server.until("warning");
+    assert_eq!((&warning["peer_pid"], &warning["stopped"]), (&second.process.pid.into(), &true.into()));
+    second.child.wait().unwrap();
+    server.until("prefetched");
+    bench.await_complete();
+}
+
+#[test]
+fn a_vmm_with_all_of_its_memory_lives_on_however_its_service_ends() {
+    let bench = Bench::new(64);
+    for signal in [Some(Signal::SIGKILL), Some(Signal::SIGTERM), None] {
+        let document = bench.detached(&[]);
+        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        bench.await_complete();
+        let (guardian, server) = (service_of(&document), server_of(&document));
+        // Both at once, whichever is heard first.
+        guardian.signal(Signal::SIGSTOP).unwrap();
+        guardian.signal(Signal::SIGTERM).unwrap();
+        if let Some(signal) = signal {
+            server.signal(signal).unwrap();
+            await_end(&server);
+        }
+        guardian.signal(Signal::SIGCONT).unwrap();
+        await_end(&guardian);
+        assert_eq!(vmm.ask("discard 3 1"), "Ok(())", "{signal:?}");
+        assert_eq!(vmm.ask("check 3 4 zero"), "same");
+        assert_eq!(vmm.ask("check 4 64 image"), "same");
+        vmm.kill();
+    }
+}
+
+#[test]
+fn a_guardian_that_stood_still_goes_on_and_so_do_the_verbs() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none", "clients:=0"]);
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(vmm.ask("check 0 20 image"), "same");
+    let guardian = service_of(&document);
+    guardian.signal(Signal::SIGSTOP).unwrap();
+    let asking: Vec<_> = (0..600)
+        .map(|_| {
+            let mut stream = UnixStream::connect(bench.run("uffd.ctl")).unwrap();
+            // The server may have let it go by now: so many it does not keep.
+            let _ = stream.write_all(b"{\"verb\":\"look\"}\n");
+            stream
+        })
+        .collect();
+    assert_eq!(vmm.ask("check 0 64 image"), "same");
+    guardian.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(bench.stats()["came"], 1);
+    drop(asking);
+    let server = server_of(&document);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid)).unwrap().count();
+    assert!(open < 30, "{open} descriptors are open");
+    vmm.kill();
+}
+
+#[test]
+fn servers_that_did_their_work_and_died_were_not_started_in_vain() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none", "clients:=0"]);
+    let mut keeps = Vmm::start(&bench.run("uffd.sock"), 64);
+    for round in 0..6 {
+        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        assert_eq!(vmm.ask("check 0 64 image"), "same", "round {round}");
+        let gone = vmm.process.clone();
+        vmm.kill();
+        let here = |stats: &serde_json::Value| {
+            stats["vms"].as_array().unwrap().iter().any(|vm| vm["peer_pid"] == gone.pid)
+        };
+        while here(&bench.stats()) {}
+        server_of(&document).end(Duration::ZERO).unwrap();
+    }
+    assert_eq!(keeps.ask("check 0 64 image"), "same");
+    keeps.kill();
+}
