@@ -196,7 +196,7 @@ fn a_server_that_gives_up_at_eagain_leaves_faults_unanswered() {
     }
     // Whether the discard is still under way when the server has read of it is the kernel's to say.
     is_right_otherwise(Fault::GivesUp);
-    let tries = (0..8).map(|_| check_wrong(Fault::GivesUp, Some(&["faults-behind-discard"]), 2.0));
+    let tries = (0..40).map(|_| check_wrong(Fault::GivesUp, Some(&["faults-behind-discard"]), 2.0));
     let failed = |said: &Said| said.results()["faults-behind-discard"]["result"] == "failed";
     let said = tries.into_iter().find(failed).expect("a try in which it met the discard");
     said.failed("faults-behind-discard", "not done within 2 s; waiting: a read of page");
