@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use sys::process::Process;
 
+use crate::hold::hold;
 use crate::program::LIMIT;
 use crate::{Roots, program};
 
@@ -125,7 +126,7 @@ impl Followed {
             let mut followed = start();
             while let Some(now) = followed.next_step() {
                 if now == step {
-                    followed.stop();
+                    hold(followed.child.id() as i32);
                     break;
                 }
             }
@@ -136,17 +137,6 @@ impl Followed {
             restore();
         }
         panic!("it could never be stopped at {step}");
-    }
-
-    /// Stops it where it is.
-    fn stop(&self) {
-        self.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.child.id());
-        let stopped =
-            |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with(['T', 'Z']));
-        while !stopped(&fs::read_to_string(&stat).unwrap_or_default()) {
-            std::thread::yield_now();
-        }
     }
 
     /// Sends it a signal.

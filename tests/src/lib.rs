@@ -6,6 +6,7 @@
 //! - [`kernel`]: what the host holds, asked of /proc and /sys alone.
 //! - [`dump`]: a dump as it is being written, to interrupt it.
 //! - [`follow`], [`killing`]: the supervisor followed step by step, and whoever is killed at every step.
+//! - [`hold`]: a process stopped where it is.
 //! - [`watching`]: the daemon, and what it tells.
 //! - [`memory`]: the oracle, a guest's memory as its VMM holds it.
 //! - [`pages`]: an image of such memory, to serve and to pack.
@@ -15,6 +16,7 @@
 
 pub mod dump;
 pub mod follow;
+pub mod hold;
 pub mod host;
 pub mod images;
 pub mod kernel;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wrenn_tests::follow::Followed;
+use wrenn_tests::hold::hold;
 use wrenn_tests::host::TestHost;
 use wrenn_tests::sandbox::Sandbox;
 use wrenn_tests::{Value, json, kernel};
@@ -120,9 +121,8 @@ fn stop(host: &TestHost, id: &str, section: &str) -> Pid {
         // The document names its guardian.
         pid = kernel::children(pid).first().expect("a server").pid;
     }
-    let pid = Pid::from_raw(pid);
-    kill(pid, Signal::SIGSTOP).expect("stopped");
-    pid
+    hold(pid);
+    Pid::from_raw(pid)
 }
 
 fn within<T>(limit: Duration, what: &str, work: impl FnOnce() -> T) -> T {

@@ -8,9 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, server_of, service_of};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sys::process::Process;
+use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -25,14 +25,11 @@ fn document_of(vmm: &Process) -> Value {
 }
 
 /// What `stats` says of one VMM, with the pages in its list of discards.
-fn stats_of(bench: &Bench, vmm: &Process) -> (Value, Vec<(u64, u64)>) {
+fn stats_of(bench: &Bench, vmm: &Process) -> (Value, Vec<(usize, usize)>) {
     let uffd = bench.on("stats", &document_of(vmm), &[]).success()["uffd"].clone();
     let path = uffd["removed"].as_str().unwrap();
     assert!(path.ends_with(&format!("uffd.removed.{}", vmm.pid)), "{path}");
-    let listed: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    let page = |value: &Value| value.as_u64().unwrap() / PAGE as u64;
-    let ranges = listed["ranges"].as_array().unwrap().iter().map(|pair| (page(&pair[0]), page(&pair[1])));
-    (uffd["stats"].clone(), ranges.collect())
+    (uffd["stats"].clone(), common::ranges(path.as_ref()))
 }
 
 #[test]
@@ -87,7 +84,7 @@ fn vmms_are_served_side_by_side_and_each_has_memory_and_discards_of_its_own() {
     let mut missing = 0;
     for (index, vmm) in vmms.iter().enumerate() {
         let (stats, removed) = stats_of(&bench, &vmm.process);
-        assert_eq!(removed, [(index as u64 * 2, 1)]);
+        assert_eq!(removed, [(index * 2, 1)]);
         assert!(all["vms"].as_array().unwrap().iter().any(|vm| vm["peer_pid"] == vmm.process.pid));
         missing += stats["missing_bytes"].as_u64().unwrap();
     }
@@ -206,7 +203,7 @@ fn a_server_that_dies_is_followed_with_all_vmms_it_had_and_those_to_come() {
     assert_eq!(second.ask("check 20 64 image"), "same");
     // One that dies with its server is let go.
     let server = server_of(&document);
-    server.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    hold(server.pid);
     let process = first.process.clone();
     first.kill();
     kill();
@@ -239,16 +236,11 @@ fn three_vmms_lose_no_page_and_resurrect_none_while_their_server_is_killed_again
         killed.end(Duration::ZERO).unwrap();
         assert_ne!(bench.stats()["server_pid"], killed.pid);
     }
-    vmms.iter_mut().for_each(|vmm| vmm.tell("calm"));
     for mut vmm in vmms {
-        let mut answers = [vmm.answer(), vmm.answer()];
-        answers.sort();
-        assert_eq!(answers[0], "calming");
-        let discarded = answers[1].strip_prefix("exact ").unwrap_or_else(|| panic!("{}", answers[1]));
+        let discarded = vmm.calm();
         let (stats, removed) = stats_of(&bench, &vmm.process);
         assert_eq!(stats["restarts"], 12);
-        let removed: Vec<_> = removed.iter().map(|(first, count)| format!("{first}+{count}")).collect();
-        assert_eq!(removed.join(","), discarded);
+        assert_eq!(common::list(&removed), discarded);
         vmm.kill();
     }
     bench.verb(&["stop", "id=vm"]).success();
@@ -261,14 +253,13 @@ fn who_reads_no_events_keeps_no_server_from_being_followed_and_the_service_from_
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     assert_eq!(vmm.ask("check 0 20 image"), "same");
     // Each is told as an event of half a kilobyte: more than a pipe takes.
-    let first = bench.stats()["server_pid"].clone();
+    let first = bench.server();
     for _ in 0..200 {
         bench.stats();
     }
-    let pid = nix::unistd::Pid::from_raw(first.as_i64().unwrap() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    first.end(Duration::ZERO).unwrap();
     assert_eq!(vmm.ask("check 0 64 image"), "same");
-    assert_ne!(bench.stats()["server_pid"], first);
+    assert_ne!(bench.server(), first);
     let service = Process::of_pid(server.child.id() as i32).unwrap();
     service.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(service.wait(LIMIT).unwrap(), "it waits for somebody to read");
@@ -292,7 +283,7 @@ fn a_list_of_discards_goes_with_its_vmm_however_that_ends() {
     let (pid, other) = (first.process.pid, second.process.pid);
     // With its server, which cannot tell.
     let server = server_of(&document);
-    server.signal(Signal::SIGSTOP).unwrap();
+    hold(server.pid);
     first.kill();
     server.end(Duration::ZERO).unwrap();
     assert_eq!(stats_of(&bench, &second.process).0["peer_pid"], other);

@@ -7,10 +7,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::{Bench, Foreground, PAGE, Vmm, await_end, server_of, service_of};
+use common::{Bench, Foreground, Vmm, await_end, server_of, service_of};
 use nix::sys::signal::Signal;
-use serde_json::json;
 use sys::process::Process;
+use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -62,7 +62,7 @@ fn a_vmm_that_dies_before_anybody_hears_it_is_one_of_those_that_came() {
     let bench = Bench::new(64);
     let mut server = Foreground::start(&bench, &["prefetch=none", "clients:=2"]);
     let guardian = Process::of_pid(server.child.id() as i32).unwrap();
-    guardian.signal(Signal::SIGSTOP).unwrap();
+    hold(guardian.pid);
     Vmm::start(&bench.run("uffd.sock"), 64).kill();
     guardian.signal(Signal::SIGCONT).unwrap();
     assert_eq!(server.until("left")["vmm"], "gone");
@@ -77,18 +77,13 @@ fn a_vmm_that_dies_before_anybody_hears_it_is_one_of_those_that_came() {
 fn a_vmm_too_many_is_stopped_and_does_not_wait_for_ever() {
     let bench = Bench::new(64);
     let mut server = Foreground::start(&bench, &[]);
-    let memory = sys::uffd::Memory::map(64 * PAGE, false).unwrap();
-    let uffd = sys::uffd::Uffd::create().unwrap();
-    uffd.register(&memory, 0, memory.len()).unwrap();
-    let message = json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,
-                          "page_size": PAGE}])
-    .to_string();
+    let (_memory, uffd, message) = common::registered(64);
     let mut stream = UnixStream::connect(bench.run("uffd.sock")).unwrap();
-    stream.write_all(&message.as_bytes()[..9]).unwrap();
+    stream.write_all(&message[..9]).unwrap();
     assert_eq!(bench.stats()["state"], "handshake");
     let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
     second.tell("check 0 64 image");
-    sys::fdpass::send(&stream, &message.as_bytes()[9..], &[uffd.as_fd()]).unwrap();
+    sys::fdpass::send(&stream, &message[9..], &[uffd.as_fd()]).unwrap();
     let warning = server.until("warning");
     assert_eq!((&warning["peer_pid"], &warning["stopped"]), (&second.process.pid.into(), &true.into()));
     second.child.wait().unwrap();
@@ -105,7 +100,7 @@ fn a_vmm_with_all_of_its_memory_lives_on_however_its_service_ends() {
         bench.await_complete();
         let (guardian, server) = (service_of(&document), server_of(&document));
         // Both at once, whichever is heard first.
-        guardian.signal(Signal::SIGSTOP).unwrap();
+        hold(guardian.pid);
         guardian.signal(Signal::SIGTERM).unwrap();
         if let Some(signal) = signal {
             server.signal(signal).unwrap();
@@ -127,7 +122,7 @@ fn a_guardian_that_stood_still_goes_on_and_so_do_the_verbs() {
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     assert_eq!(vmm.ask("check 0 20 image"), "same");
     let guardian = service_of(&document);
-    guardian.signal(Signal::SIGSTOP).unwrap();
+    hold(guardian.pid);
     let asking: Vec<_> = (0..600)
         .map(|_| {
             let mut stream = UnixStream::connect(bench.run("uffd.ctl")).unwrap();

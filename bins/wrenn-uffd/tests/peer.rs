@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use common::{Bench, Foreground, Vmm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use wrenn_tests::hold::hold;
 
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
@@ -39,7 +40,7 @@ fn who_has_the_pid_of_a_vmm_that_is_gone_is_not_taken_for_it() {
     let bench = Bench::new(64);
     let mut server = Foreground::start(&bench, &["clients:=0", "prefetch=none"]);
     let guardian = Pid::from_raw(server.child.id() as i32);
-    kill(guardian, Signal::SIGSTOP).unwrap();
+    hold(guardian.as_raw());
     let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     let pid = vmm.process.pid;
     vmm.kill();

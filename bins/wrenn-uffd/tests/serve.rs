@@ -10,9 +10,11 @@ use common::{
     Bench, Foreground, LIMIT, PAGE, Vmm, await_end, connect, content, parent_of, server_of, service_of,
 };
 use nix::sys::signal::Signal;
+use sys::process::Process;
 use sys::uffd::Memory;
 use uffd::handshake::{Greeting, Handshake};
 use uffd::{Engine, Prefetch, Step};
+use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -173,15 +175,15 @@ fn a_vm_with_all_its_memory_lives_on_without_its_server() {
 fn a_vmm_killed_while_it_waits_for_a_page_ends_its_server_quietly() {
     let bench = Bench::new(1000);
     let mut server = Foreground::start(&bench, &["prefetch=none"]);
-    let pid = server_pid(&bench);
+    let held = bench.server();
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
     server.until("connected");
     // With the server held, the fault stays unanswered until the VMM is dead.
-    signal(pid, Signal::SIGSTOP);
+    hold(held.pid);
     vmm.tell("touch 3");
     await_waiting(&vmm);
     vmm.kill();
-    signal(pid, Signal::SIGCONT);
+    held.signal(Signal::SIGCONT).unwrap();
     let closed = server.until("closed");
     assert_eq!(closed["reason"], "vmm_gone");
     assert!(server.child.wait().unwrap().success());
@@ -201,14 +203,6 @@ fn await_waiting(vmm: &Vmm) {
         assert!(std::time::Instant::now() < deadline, "nobody waits for a page");
         std::thread::yield_now();
     }
-}
-
-fn server_pid(bench: &Bench) -> i32 {
-    bench.stats()["server_pid"].as_i64().unwrap() as i32
-}
-
-fn signal(pid: i32, signal: Signal) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
 #[test]
@@ -250,7 +244,7 @@ fn a_server_that_does_not_answer_is_killed_by_stop() {
     let document = bench.detached(&[]);
     let server = server_of(&document);
     let guardian = parent_of(&server);
-    signal(server.pid, Signal::SIGSTOP);
+    hold(server.pid);
     bench.on("stop", &document, &[]).success();
     assert!(!server.is_alive());
     await_end(&guardian);
@@ -262,7 +256,7 @@ fn a_server_that_leaves_while_it_is_asked_to_end_is_no_trouble() {
     let bench = Bench::new(64);
     let document = bench.detached(&[]);
     let server = server_of(&document);
-    signal(server.pid, Signal::SIGSTOP);
+    hold(server.pid);
     let path = bench.run("uffd.ctl");
     let path = path.to_str().unwrap();
     let connections = || {
@@ -276,7 +270,7 @@ fn a_server_that_leaves_while_it_is_asked_to_end_is_no_trouble() {
             while connections() == listening && start.elapsed() < LIMIT {
                 std::thread::yield_now();
             }
-            signal(server.pid, Signal::SIGKILL);
+            server.signal(Signal::SIGKILL).unwrap();
         });
         let stopped = bench.on("stop", &document, &[]);
         assert_eq!(stopped.log(), "");
@@ -295,7 +289,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let guardian = parent_of(&server_of(&document));
     // Neither can clear up: the sockets stay.
     let server = server_of(&document);
-    server.signal(Signal::SIGSTOP).unwrap();
+    hold(server.pid);
     guardian.signal(Signal::SIGKILL).unwrap();
     server.signal(Signal::SIGKILL).unwrap();
     await_end(&server);
@@ -373,7 +367,7 @@ fn told_to_end_in_the_foreground_it_takes_a_vm_that_would_hang_along() {
     let mut server = Foreground::start(&bench, &["prefetch=none"]);
     let vmm = Vmm::start(&bench.run("uffd.sock"), 1000);
     server.until("connected");
-    signal(server.child.id() as i32, Signal::SIGTERM);
+    Process::of_pid(server.child.id() as i32).unwrap().signal(Signal::SIGTERM).unwrap();
     let closed = server.until("closed");
     assert_eq!((&closed["reason"], &closed["vmm"]), (&"signal".into(), &"stopped".into()));
     assert!(!vmm.process.is_alive());

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use common::{Bench, Vmm, await_end, server_of, service_of};
 use nix::sys::signal::Signal;
+use serde_json::Value;
+use sys::process::Process;
+use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -14,13 +17,27 @@ fn vmm() {
     common::play();
 }
 
-fn a_stuck_guardian_is_stopped(more: &str) {
+/// A service, and a VMM that has 20 of its 64 pages.
+struct Serving {
+    bench: Bench,
+    document: Value,
+    server: Process,
+    guardian: Process,
+    vmm: Vmm,
+}
+
+fn serving(more: &[&str]) -> Serving {
     let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none", more]);
+    let document = bench.detached(&[&["prefetch=none"], more].concat());
     let (server, guardian) = (server_of(&document), service_of(&document));
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     assert_eq!(vmm.ask("check 0 20 image"), "same");
-    guardian.signal(Signal::SIGSTOP).unwrap();
+    Serving { bench, document, server, guardian, vmm }
+}
+
+fn a_stuck_guardian_is_stopped(more: &str) {
+    let Serving { bench, document, server, guardian, vmm } = serving(&[more]);
+    hold(guardian.pid);
     bench.on("stop", &document, &["force:=true"]).success();
     assert!(!guardian.is_alive() && !server.is_alive());
     assert!(vmm.process.wait(Duration::ZERO).unwrap(), "the VMM was left to hang");
@@ -43,7 +60,7 @@ fn the_vmm_of_a_stuck_guardian_that_has_all_its_memory_lives_on() {
     let document = bench.detached(&["prefetch=all"]);
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     bench.await_complete();
-    service_of(&document).signal(Signal::SIGSTOP).unwrap();
+    hold(service_of(&document).pid);
     bench.on("stop", &document, &[]).success();
     assert!(!service_of(&document).is_alive());
     assert_eq!(vmm.ask("discard 0 8"), "Ok(())");
@@ -52,18 +69,14 @@ fn the_vmm_of_a_stuck_guardian_that_has_all_its_memory_lives_on() {
 
 #[test]
 fn a_server_that_does_not_answer_is_stopped_by_its_path_alone_with_all_it_has_and_not_unasked() {
-    let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none"]);
-    let (server, guardian) = (server_of(&document), service_of(&document));
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    server.signal(Signal::SIGSTOP).unwrap();
+    let Serving { bench, document, server, guardian, mut vmm } = serving(&[]);
+    hold(server.pid);
     let control = format!("control={}", bench.run("uffd.ctl").display());
     bench.verb(&["stop", &control]).error("timeout", "uffd.no_answer");
     bench.on("stop", &document, &[]).error("timeout", "uffd.no_answer");
     server.signal(Signal::SIGCONT).unwrap();
     assert_eq!(vmm.ask("check 20 40 image"), "same");
-    server.signal(Signal::SIGSTOP).unwrap();
+    hold(server.pid);
     bench.verb(&["stop", &control, "force:=true"]).success();
     assert!(!guardian.is_alive() && !server.is_alive());
     vmm.await_stop();
@@ -72,13 +85,9 @@ fn a_server_that_does_not_answer_is_stopped_by_its_path_alone_with_all_it_has_an
 
 #[test]
 fn where_server_and_guardian_are_stuck_the_vmm_is_stopped_too() {
-    let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none"]);
-    let (server, guardian) = (server_of(&document), service_of(&document));
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    server.signal(Signal::SIGSTOP).unwrap();
-    guardian.signal(Signal::SIGSTOP).unwrap();
+    let Serving { bench, server, guardian, vmm, .. } = serving(&[]);
+    hold(server.pid);
+    hold(guardian.pid);
     bench.verb(&["stop", "id=vm", "force:=true"]).success();
     assert!(!guardian.is_alive() && !server.is_alive());
     vmm.await_stop();
@@ -86,12 +95,8 @@ fn where_server_and_guardian_are_stuck_the_vmm_is_stopped_too() {
 
 #[test]
 fn a_server_that_does_not_answer_and_whose_vmm_is_gone_is_stopped_unforced() {
-    let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none"]);
-    let (server, guardian) = (server_of(&document), service_of(&document));
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    server.signal(Signal::SIGSTOP).unwrap();
+    let Serving { bench, document, server, guardian, vmm } = serving(&[]);
+    hold(server.pid);
     vmm.kill();
     bench.on("stop", &document, &[]).success();
     assert!(!server.is_alive());

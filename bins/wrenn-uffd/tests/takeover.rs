@@ -12,6 +12,7 @@ use common::{Bench, Foreground, LIMIT, PAGE, Vmm, await_end, parent_of, server_o
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sys::process::Process;
+use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
@@ -24,12 +25,6 @@ fn kill_server(document: &Value) -> Process {
     let server = server_of(document);
     server.end(Duration::ZERO).unwrap();
     server
-}
-
-/// The list of discarded pages, as the storm writes it.
-fn removed(bench: &Bench) -> String {
-    let runs = bench.removed();
-    runs.iter().map(|(first, count)| format!("{first}+{count}")).collect::<Vec<_>>().join(",")
 }
 
 /// Lets the VMM do everything at once while `each` happens so often, at random moments, and holds it against its model.
@@ -45,16 +40,12 @@ fn storm(bench: &Bench, document: &Value, times: usize, mut each: impl FnMut(usi
         std::thread::sleep(Duration::from_micros(random % 30_000));
         each(time);
     }
-    vmm.tell("calm");
     let calmed = Instant::now();
-    let mut answers = [vmm.answer(), vmm.answer()];
+    let discarded = vmm.calm();
     assert!(calmed.elapsed() < LIMIT, "somebody waited");
-    answers.sort();
-    assert_eq!(answers[0], "calming");
-    let discarded = answers[1].strip_prefix("exact ").unwrap_or_else(|| panic!("{}", answers[1]));
     let stats = bench.on("stats", document, &[]).success()["uffd"]["stats"].clone();
     assert_eq!(stats["restarts"], times);
-    assert_eq!(removed(bench), discarded, "the list of what was discarded");
+    assert_eq!(common::list(&bench.removed()), discarded, "the list of what was discarded");
     vmm.kill();
 }
 
@@ -98,8 +89,7 @@ fn counters_and_what_was_loaded_go_on_and_the_plan_is_taken_up_where_it_stood() 
     assert_eq!(vmm.ask("discard 0 10"), "Ok(())");
     assert_eq!(vmm.ask("check 0 10 zero"), "same");
     let before = bench.stats();
-    let pid = before["server_pid"].as_i64().unwrap() as i32;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    bench.server().end(Duration::ZERO).unwrap();
     let restarted = server.until("restarted");
     assert_eq!((&restarted["reason"], &restarted["restarts"]), (&"signal 9".into(), &1.into()));
     let after = bench.stats();
@@ -118,33 +108,23 @@ fn counters_and_what_was_loaded_go_on_and_the_plan_is_taken_up_where_it_stood() 
 fn a_vmm_that_introduces_itself_while_its_server_dies_is_served_by_the_next_one() {
     let bench = Bench::new(64);
     let mut server = Foreground::start(&bench, &[]);
-    let mut current = Process::of_pid(bench.stats()["server_pid"].as_i64().unwrap() as i32).unwrap();
-    let next = |current: &Process| {
-        current.end(Duration::ZERO).unwrap();
-        let stats = bench.stats();
-        (Process::of_pid(stats["server_pid"].as_i64().unwrap() as i32).unwrap(), stats)
+    let die = |server: &Process| {
+        server.end(Duration::ZERO).unwrap();
+        bench.stats()
     };
-    let memory = sys::uffd::Memory::map(64 * PAGE, false).unwrap();
-    let Ok(uffd) = sys::uffd::Uffd::create() else {
-        return wrenn_tests::skip::here("no userfaultfd for this user");
-    };
-    uffd.register(&memory, 0, memory.len()).unwrap();
-    let message =
-        serde_json::json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,
-                                      "page_size": PAGE}])
-        .to_string();
+    let (memory, uffd, message) = common::registered(64);
     let (first, second) = message.split_at(17);
     // Connected, half said, said but for the descriptor: each time the server dies.
     let mut stream = UnixStream::connect(bench.run("uffd.sock")).unwrap();
-    current = next(&current).0;
-    stream.write_all(first.as_bytes()).unwrap();
-    let (now, stats) = next(&current);
-    assert_eq!(stats["state"], "handshake");
-    now.signal(Signal::SIGSTOP).unwrap();
-    sys::fdpass::send(&stream, second.as_bytes(), &[uffd.as_fd()]).unwrap();
+    die(&bench.server());
+    stream.write_all(first).unwrap();
+    assert_eq!(die(&bench.server())["state"], "handshake");
+    let third = bench.server();
+    hold(third.pid);
+    sys::fdpass::send(&stream, second, &[uffd.as_fd()]).unwrap();
     // All is said, and the server has not been told.
     assert_eq!(server.until("connected")["peer_pid"], std::process::id());
-    let (_, stats) = next(&now);
+    let stats = die(&third);
     assert_eq!((&stats["state"], &stats["restarts"]), (&"serving".into(), &3.into()));
     let mut bytes = [0; PAGE];
     memory.read(3 * PAGE, &mut bytes);
@@ -162,8 +142,7 @@ fn a_vm_is_not_given_pages_of_another_image_that_has_taken_the_name() {
     let other = bench.path("other");
     fs::write(&other, vec![7; 64 * PAGE]).unwrap();
     fs::rename(&other, bench.raw()).unwrap();
-    let pid = bench.stats()["server_pid"].as_i64().unwrap() as i32;
-    Process::of_pid(pid).unwrap().end(Duration::ZERO).unwrap();
+    bench.server().end(Duration::ZERO).unwrap();
     assert_eq!(server.until("failed")["error"]["code"], "uffd.image_replaced");
     vmm.child.wait().unwrap();
     assert_eq!(server.child.wait().unwrap().code(), Some(4));
@@ -177,7 +156,7 @@ fn who_asks_while_nobody_serves_is_answered_by_the_next_one() {
     assert_eq!(vmm.ask("check 0 1 image"), "same");
     for _ in 0..5 {
         let server = server_of(&document);
-        server.signal(Signal::SIGSTOP).unwrap();
+        hold(server.pid);
         std::thread::scope(|scope| {
             // Both wait for the one that is held: one has been accepted by nobody, one is told nothing.
             let stats = scope.spawn(|| bench.on("stats", &document, &[]).success());
@@ -310,7 +289,7 @@ fn a_server_without_a_guardian_is_stopped_by_the_old_document_also_when_it_does_
         assert_eq!(vmm.ask("check 0 1 image"), "same");
         parent_of(&server).end(Duration::ZERO).unwrap();
         if held {
-            server.signal(Signal::SIGSTOP).unwrap();
+            hold(server.pid);
         } else {
             bench.on("stop", &document, &[]).error("conflict", "uffd.vm_alive");
         }
@@ -390,7 +369,7 @@ fn a_vmm_that_no_server_has_heard_of_is_stopped_when_there_will_be_none() {
     let bench = Bench::new(64);
     let document = bench.detached(&["prefetch=none"]);
     let server = server_of(&document);
-    server.signal(Signal::SIGSTOP).unwrap();
+    hold(server.pid);
     // It has connected and sent all it has to say.
     let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
     vmm.tell("check 1 2 image");

@@ -133,19 +133,7 @@ impl Process {
 /// # Errors
 /// What poll said.
 pub fn readable(fd: &impl AsFd, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout =
-            PollTimeout::try_from(left.as_millis().min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) if left.as_millis() == 0 => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    Ok(any_readable_within(&[fd.as_fd()], Some(limit))?[0])
 }
 
 /// Waits, for ever, until one of these is readable or at its end. Says of each whether it is.
@@ -170,6 +158,8 @@ pub fn any_readable_within(fds: &[BorrowedFd], limit: Option<Duration>) -> io::R
         let timeout =
             left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         match poll(&mut fds, timeout) {
+            // Longer than one poll can wait.
+            Ok(0) if left.is_none_or(|left| left > 0) => {}
             Ok(_) => return Ok(fds.iter().map(|fd| fd.any() == Some(true)).collect()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

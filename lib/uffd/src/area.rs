@@ -31,6 +31,11 @@ pub(crate) fn all(regions: &[Region], state: &State) -> Vec<Area> {
     regions.iter().zip(state.sets(regions)).map(|(region, sets)| Area::new(*region, sets)).collect()
 }
 
+/// How much of the memory in these regions only the image has, in bytes.
+pub(crate) fn missing(regions: &[Region], state: &State) -> u64 {
+    all(regions, state).iter().map(Area::missing).sum()
+}
+
 /// What a request to fill pages came to.
 pub(crate) struct Fill {
     /// How far it came, in bytes.

@@ -180,6 +180,11 @@ impl Source {
 }
 
 impl Config {
+    /// Whether more VMMs are wanted than so many.
+    pub fn wants_more_than(&self, vmms: u64) -> bool {
+        self.clients == 0 || vmms < self.clients
+    }
+
     /// What a request orders. Nothing is touched.
     pub fn of(call: &Call) -> Result<Self, Error> {
         let fields = call.fields();

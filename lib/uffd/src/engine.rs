@@ -136,7 +136,7 @@ impl Engine {
     }
 
     fn on(uffd: Uffd, image: Arc<Image>, regions: &[Region], state: State) -> Result<Self, Error> {
-        let wanted = regions.iter().map(Region::offset_end).max().unwrap_or(0);
+        let wanted = Region::end_of(regions);
         if wanted > image.size() {
             return Err(Error::ImageShort { size: image.size(), wanted });
         }

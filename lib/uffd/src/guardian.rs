@@ -37,9 +37,6 @@ const ENDING: Duration = Duration::from_secs(3);
 /// How often in succession a server may be started in vain: it died before it had filled a page or served for a while.
 const IN_VAIN: u32 = 3;
 
-/// How a server ends that has done what it was told.
-const DONE: &str = "exit status 0";
-
 /// How many of the VMMs that introduce themselves a server is told the names of.
 const NAMED: usize = 64;
 
@@ -89,6 +86,7 @@ struct Vm {
     client: u64,
     handed: Handed,
     state: State,
+    regions: Vec<Region>,
 }
 
 impl Vm {
@@ -99,10 +97,9 @@ impl Vm {
 
     /// Gives it its memory back, if it is all there. Only when its server is gone. Gives whether it did.
     fn release(self) -> Result<bool, Error> {
-        let (state, regions) = State::open(self.handed.state).map_err(|source| Error::State { source })?;
         let uffd = Uffd::from_fd(self.handed.uffd).map_err(|source| Error::State { source })?;
-        let nothing = Image::zeros(regions.iter().map(Region::offset_end).max().unwrap_or(0));
-        let mut engine = Engine::resume(uffd, nothing.into(), &regions, state)?;
+        let nothing = Image::zeros(Region::end_of(&self.regions));
+        let mut engine = Engine::resume(uffd, nothing.into(), &self.regions, self.state)?;
         engine.drain()?;
         let complete = engine.missing() == 0;
         if complete {
@@ -300,9 +297,9 @@ impl Guardian {
     /// did.
     fn start_again(&mut self) -> Result<bool, Error> {
         let died = Instant::now();
-        let how = self.server.how();
+        let (how, done) = self.server.how();
         let asked = std::mem::take(&mut self.asked);
-        if self.told.is_some() || how == DONE && !asked {
+        if self.told.is_some() || done && !asked {
             // It was to end, or has, and could not say so.
             self.ended = true;
             let reason = if self.told.is_some() { "signal" } else { "stopped" };
@@ -355,7 +352,8 @@ impl Guardian {
         self.untold.push_back(Event { name: event.into(), fields: object(fields), fds: Vec::new() });
     }
 
-    /// Waits for the server's end, and stops a VMM that it left behind, unless that has all of its memory. `failed` is what is known to have gone wrong.
+    /// Waits for the server's end, and stops a VMM that it left behind, unless that has all of its memory. `failed` is what is
+    /// known to have gone wrong.
     fn finish(mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));

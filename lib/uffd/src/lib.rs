@@ -66,10 +66,15 @@ const CONTROL: Field =
     Field::may("control", Type::Path, "where stats and stop ask (default uffd.ctl beside the socket)");
 const ID: Field = Field::may("id", Type::Id, "the sandbox; its sockets lie in <run>/<id>");
 const UFFD: Field = Field::may("uffd", Type::Object, "pid, start_time, boot_id of the service that is meant");
-const REMOVED: Field = Field::need(
+const VM: Field = Field::may(
+    "vm",
+    Type::Object,
+    "pid, start_time, boot_id of the one that is meant, where there are several",
+);
+const REMOVED: Field = Field::may(
     "removed",
     Type::Path,
-    "file of the ranges the VMM discarded, {\"ranges\": [[offset, length], …]}",
+    "file of the ranges the VMM discarded, {\"ranges\": [[offset, length], …]}; not about several",
 );
 
 /// `wrenn-uffd` as a table.
@@ -138,13 +143,13 @@ pub static TOOL: Tool = Tool {
             ..Verb::new("serve", "listen, take the VMM's handshake, serve until the VMM is gone", serve::run)
         },
         Verb {
-            fields: &[ID, CONTROL, SOCKET, UFFD],
+            fields: &[ID, CONTROL, SOCKET, UFFD, VM],
             reply: &[
                 REMOVED,
                 Field::need(
                     "stats",
                     Type::Object,
-                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped, poison}, latency_us {p50, p90, p99, max}, trace_records, server_pid, restarts",
+                    "state, faults, copied, zeroed, removed, prefetched, around (pages; …_bytes: bytes), missing_bytes, complete, spins, spin_hits, prefetch {of, bytes, done}, working_set {runs, bytes, loaded_bytes, late, missed, ms}, rereads, answers {image, zero, refill, exists, unmapped, poison}, latency_us {p50, p90, p99, max}, trace_records, server_pid, restarts; of several VMMs state, came, missing_bytes, complete, and the rest of each in vms",
                 ),
             ],
             example: "wrenn-uffd stats control=/tmp/uffd.ctl",

@@ -94,6 +94,11 @@ pub(crate) fn process_json(process: &Process) -> Value {
     json!({"pid": process.pid, "start_time": process.start_time, "boot_id": process.boot_id})
 }
 
+/// A VMM's name, as it goes into events.
+pub(crate) fn peer_json(peer: &Process) -> Value {
+    json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
+}
+
 /// A process's name out of an answer.
 pub(crate) fn process_of(value: &Value) -> Option<Process> {
     Some(Process {

@@ -37,6 +37,11 @@ pub enum RegionFault {
 }
 
 impl Region {
+    /// Where the last of these ends in the image, in bytes.
+    pub(crate) fn end_of<'a>(regions: impl IntoIterator<Item = &'a Self>) -> u64 {
+        regions.into_iter().map(Self::offset_end).max().unwrap_or(0)
+    }
+
     /// Reads the whole list. Regions are checked: they lie on page boundaries, do not wrap around and do not overlap.
     ///
     /// # Errors

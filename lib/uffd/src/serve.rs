@@ -1,4 +1,4 @@
-//! `wrenn-uffd serve`: a server for one VMM.
+//! `wrenn-uffd serve`: a server for a VMM, or several.
 
 use std::convert::Infallible;
 use std::fs::{self, OpenOptions};

@@ -6,8 +6,8 @@ use std::io;
 
 use sys::process::Process;
 
-use crate::Region;
 use crate::state::{self, State};
+use crate::{Region, area};
 
 /// A VMM that somebody serves.
 pub(crate) struct Served {
@@ -44,6 +44,6 @@ impl Served {
 
     /// Whether all of its memory is there.
     pub fn is_complete(&self) -> bool {
-        crate::area::all(&self.regions, &self.state).iter().all(|area| area.missing() == 0)
+        area::missing(&self.regions, &self.state) == 0
     }
 }

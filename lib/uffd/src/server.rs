@@ -20,12 +20,12 @@ use crate::channel::{Event, Heard, object};
 use crate::control::{Connection, Request};
 use crate::mail::{Mailbox, Sender};
 use crate::note::note;
-use crate::orders::{Orders, process_of};
+use crate::orders::{Orders, peer_json, process_of};
 use crate::socket::{self, Listener};
 use crate::wait::{Rare, Waiter};
 use crate::{Error, Prefetch, warm};
 use begin::Taken;
-use session::{Common, Parted, Running, Session, peer_fields};
+use session::{Common, Parted, Running, Session, abandoned};
 use verbs::Greeting;
 
 /// A server.
@@ -118,7 +118,7 @@ impl Server {
                 ExitCode::SUCCESS
             }
             Err((error, vmm)) => {
-                let mut fields = vmm.as_ref().map_or(json!({}), peer_fields);
+                let mut fields = vmm.as_ref().map_or(json!({}), peer_json);
                 let error = wire::Error::from(error);
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
                 self.common.guardian.last_words("failed", fields);
@@ -136,7 +136,7 @@ impl Server {
 
     /// Whether more VMMs may come.
     fn may_come(&self) -> bool {
-        !self.orphaned && (self.common.config.clients == 0 || self.came < self.common.config.clients)
+        !self.orphaned && self.common.config.wants_more_than(self.came)
     }
 
     /// Waits for something to happen, and does what it asks for.
@@ -223,13 +223,7 @@ impl Server {
         match begun {
             Ok(session) => self.sessions.push(session),
             Err(error) if self.is_for_one() => return Err(error),
-            Err(error) => {
-                let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
-                let mut fields = object(json!({"vmm": "abandoned", "client": client, "error": error}));
-                fields.extend(object(peer_fields(&peer)));
-                self.common.guardian.last_words("left", Value::Object(fields));
-                self.stop(&peer);
-            }
+            Err(error) => self.tell_left(&peer, abandoned(&peer, client, error)),
         }
         Ok(())
     }
@@ -237,9 +231,13 @@ impl Server {
     /// Tells of one of several VMMs that it has gone, or cannot be served any more.
     fn left(&self, session: &mut Session, parted: Parted) {
         let parted = session.left(parted);
-        self.stop_abandoned(&parted, session);
+        self.tell_left(&session.service.peer, parted);
+    }
+
+    fn tell_left(&self, peer: &Process, parted: Map<String, Value>) {
+        self.stop_abandoned(&parted, peer);
         // What one VM discarded says nothing about another.
-        let _ = socket::remove(&self.removed(Some(&session.service.peer)));
+        let _ = socket::remove(&self.removed(Some(peer)));
         self.common.guardian.last_words("left", Value::Object(parted));
     }
 
@@ -263,7 +261,7 @@ impl Server {
         parted: Parted,
     ) -> Result<(&'static str, Value), Failed> {
         let parted = session.closed(parted).map_err(|error| (error, Some(session.service.peer.clone())))?;
-        self.stop_abandoned(&parted, session);
+        self.stop_abandoned(&parted, &session.service.peer);
         let mut closed = object(json!({"reason": reason.word()}));
         closed.extend(parted);
         Ok(("closed", Value::Object(closed)))
@@ -272,15 +270,16 @@ impl Server {
     /// Ends with everything read so far applied: the next one goes on from there.
     fn hand_over(&mut self) -> Result<(&'static str, Value), Failed> {
         for (mut session, parted) in std::mem::take(&mut self.sessions).into_iter().map(Running::end) {
+            let parted = match parted {
+                // Where it is the only one, the next server finds that it has gone meanwhile.
+                Ok(Some(parted)) if !self.is_for_one() => Ok(Some(parted)),
+                Ok(_) => session.put_down().map(|()| None),
+                Err(error) => Err(error),
+            };
             match parted {
-                // It has gone meanwhile, or cannot be served: the next one would find the same.
-                parted @ (Ok(Some(_)) | Err(_)) if !self.is_for_one() => self.left(&mut session, parted),
-                Err(error) => return Err((error, Some(session.service.peer))),
-                Ok(_) => match session.put_down() {
-                    Ok(()) => {}
-                    Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
-                    Err(error) => self.left(&mut session, Err(error)),
-                },
+                Ok(None) => {}
+                Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
+                parted => self.left(&mut session, parted),
             }
         }
         if let Some(mut connection) = self.relief.take() {
@@ -289,9 +288,9 @@ impl Server {
         Ok(("handover", json!({})))
     }
 
-    fn stop_abandoned(&self, parted: &Map<String, Value>, session: &Session) {
+    fn stop_abandoned(&self, parted: &Map<String, Value>, peer: &Process) {
         if parted.get("vmm").and_then(Value::as_str) == Some("abandoned") {
-            self.stop(&session.service.peer);
+            self.stop(peer);
         }
     }
 

@@ -69,16 +69,12 @@ pub(crate) fn accept(listener: &UnixListener, path: &Path) -> Result<Option<Unix
             Ok(None)
         }
         // Out of descriptors or memory: whoever connects waits, and nobody else is to suffer for it.
-        Err(error) if SHORTAGES.contains(&Errno::from_raw(errno(&error))) => {
+        Err(error) if error.raw_os_error().is_some_and(|raw| SHORTAGES.contains(&Errno::from_raw(raw))) => {
             std::thread::sleep(SHORT);
             Ok(None)
         }
         Err(error) => Err(Error::io("accept on", path)(error)),
     }
-}
-
-fn errno(error: &io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(0)
 }
 
 /// What an error of `sys::listener` means here.

@@ -4,6 +4,7 @@ use std::net::Shutdown;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use wrenn_tests::hold::hold;
 use wrenn_tests::host::TestHost;
 use wrenn_tests::{Value, json};
 
@@ -87,7 +88,7 @@ fn a_pause_that_the_servers_end_interrupts_is_given_back(host: &TestHost) {
     let mut events = follow(&server);
     let vmm = Pid::from_raw(sandbox.document()["vm"]["pid"].as_i64().unwrap() as i32);
     // So that the pause cannot come to its end first.
-    kill(vmm, Signal::SIGSTOP).unwrap();
+    hold(vmm.as_raw());
     let mut client = server.client();
     client.send("POST", "/v1/sandboxes/sv-back/pause", b"");
     until(&mut events, "sv-back", "pausing");

@@ -13,7 +13,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sys::process::Process;
 
-pub use vmm::{Vmm, connect, greet, play};
+pub use storm::list;
+pub use vmm::{Vmm, connect, greet, play, registered};
 use wrenn_tests::pages;
 pub use wrenn_tests::pages::{PAGE, content};
 
@@ -96,11 +97,14 @@ impl Bench {
         }
     }
 
+    /// The server that serves now.
+    pub fn server(&self) -> Process {
+        Process::of_pid(self.stats()["server_pid"].as_i64().unwrap() as i32).unwrap()
+    }
+
     /// The ranges in the file that `stats` wrote, in pages.
     pub fn removed(&self) -> Vec<(usize, usize)> {
-        let value: Value = serde_json::from_slice(&fs::read(self.run("uffd.removed")).unwrap()).unwrap();
-        let number = |value: &Value| value.as_u64().unwrap() as usize / PAGE;
-        value["ranges"].as_array().unwrap().iter().map(|pair| (number(&pair[0]), number(&pair[1]))).collect()
+        ranges(&self.run("uffd.removed"))
     }
 }
 
@@ -111,6 +115,13 @@ impl Drop for Bench {
             eprintln!("log: {}", fs::read_to_string(self.run("uffd.log")).unwrap_or_default());
         }
     }
+}
+
+/// The ranges in a list of discards, in pages.
+pub fn ranges(list: &Path) -> Vec<(usize, usize)> {
+    let value: Value = serde_json::from_slice(&fs::read(list).unwrap()).unwrap();
+    let number = |value: &Value| value.as_u64().unwrap() as usize / PAGE;
+    value["ranges"].as_array().unwrap().iter().map(|pair| (number(&pair[0]), number(&pair[1]))).collect()
 }
 
 /// What a verb left.

@@ -111,5 +111,10 @@ fn runs(pages: BTreeSet<usize>) -> String {
             _ => runs.push((page, 1)),
         }
     }
+    list(&runs)
+}
+
+/// Ranges of pages, as the storm writes them.
+pub fn list(runs: &[(usize, usize)]) -> String {
     runs.iter().map(|(first, count)| format!("{first}+{count}")).collect::<Vec<_>>().join(",")
 }

@@ -21,13 +21,19 @@ use super::{PAGE, content};
 /// Maps and registers memory and says so at the socket: the VMM's side of the handshake. The userfaultfd stays open with
 /// the VMM.
 pub fn connect(socket: &Path, pages: usize) -> (Memory, Uffd) {
+    let (memory, uffd, message) = registered(pages);
+    greet(socket, &message, Some(&uffd));
+    (memory, uffd)
+}
+
+/// The first part of it, with what is to be said.
+pub fn registered(pages: usize) -> (Memory, Uffd, Vec<u8>) {
     let memory = Memory::map(pages * PAGE, false).unwrap();
     let uffd = Uffd::create().unwrap();
     uffd.register(&memory, 0, memory.len()).unwrap();
     let message = json!([{"base_host_virt_addr": memory.address(), "size": memory.len(), "offset": 0,
                           "page_size": PAGE, "page_size_kib": PAGE}]);
-    greet(socket, message.to_string().as_bytes(), Some(&uffd));
-    (memory, uffd)
+    (memory, uffd, message.to_string().into_bytes())
 }
 
 /// Sends a message, whatever it is, and keeps the connection for ever as Firecracker does.
@@ -89,6 +95,15 @@ impl Vmm {
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.answer()
+    }
+
+    /// Ends its storm, and gives the pages ever discarded. Every page must be as its model says.
+    pub fn calm(&mut self) -> String {
+        self.tell("calm");
+        let mut answers = [self.answer(), self.answer()];
+        answers.sort();
+        assert_eq!(answers[0], "calming");
+        answers[1].strip_prefix("exact ").unwrap_or_else(|| panic!("{}", answers[1])).to_owned()
     }
 
     /// Waits until somebody has stopped it. What it was asked before it has not answered.

@@ -44,7 +44,7 @@ impl Engine {
     pub(crate) fn trace(&mut self, file: File, pid: i32) {
         let regions = || self.areas.iter().map(|area| &area.region);
         let header = Header {
-            size: regions().map(Region::offset_end).max().unwrap_or(0),
+            size: Region::end_of(regions()),
             page_size: regions().map(|region| region.page_size).min().unwrap_or(1),
             connected: trace::now(),
             pid: pid as u32,

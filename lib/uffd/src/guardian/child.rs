@@ -64,14 +64,14 @@ impl Server {
         again().map_err(failed)
     }
 
-    /// Waits for its end, and says how it was.
-    pub fn how(&mut self) -> String {
+    /// Waits for its end, and says how it was, and whether all was well.
+    pub fn how(&mut self) -> (String, bool) {
         match self.child.wait() {
             Ok(status) => match (status.code(), status.signal()) {
-                (_, Some(signal)) => format!("signal {signal}"),
-                (code, _) => format!("exit status {}", code.unwrap_or(-1)),
+                (_, Some(signal)) => (format!("signal {signal}"), false),
+                (code, _) => (format!("exit status {}", code.unwrap_or(-1)), status.success()),
             },
-            Err(error) => error.to_string(),
+            Err(error) => (error.to_string(), false),
         }
     }
 }

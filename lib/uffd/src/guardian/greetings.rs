@@ -12,7 +12,7 @@ use sys::uffd::Uffd;
 
 use super::{Guardian, Vm, stop};
 use crate::handshake::{Greeting, Handshake};
-use crate::orders::Handed;
+use crate::orders::{Handed, peer_json};
 use crate::socket;
 use crate::state::State;
 use crate::{Error, Region};
@@ -44,8 +44,7 @@ impl Guardian {
 
     fn wants_more(&self) -> bool {
         let greeting = self.greeting.len();
-        self.vms.len() + greeting < self.room
-            && (self.config.clients == 0 || self.came + (greeting as u64) < self.config.clients)
+        self.vms.len() + greeting < self.room && self.config.wants_more_than(self.came + greeting as u64)
     }
 
     /// Hears all that has been said.
@@ -60,7 +59,7 @@ impl Guardian {
             }
             let handshake = self.greeting.remove(index);
             let taken = greeting.and_then(|greeting| match greeting {
-                Greeting::Done(regions, uffd) => self.take(&handshake, &regions, &uffd),
+                Greeting::Done(regions, uffd) => self.take(&handshake, regions, &uffd),
                 Greeting::Waiting | Greeting::Nothing => Ok(()),
             });
             match taken {
@@ -96,20 +95,25 @@ impl Guardian {
     }
 
     /// Has the server serve a VMM.
-    fn take(&mut self, handshake: &Handshake, regions: &[Region], uffd: &Uffd) -> Result<(), Error> {
+    fn take(&mut self, handshake: &Handshake, regions: Vec<Region>, uffd: &Uffd) -> Result<(), Error> {
         let failed = |source| Error::State { source };
         let client = self.came + 1;
-        let Some(peer) = handshake.process().cloned() else { return self.gone() };
-        let state = State::new(regions).map_err(failed)?;
+        let Some(peer) = handshake.process().cloned() else {
+            self.gone();
+            return Ok(());
+        };
+        let state = State::new(&regions).map_err(failed)?;
         state.set_vm(&peer, client);
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed);
         let handed = Handed { uffd: copy(uffd.as_fd())?, state: copy(state.as_fd())? };
         let fds = [handed.uffd.as_fd(), handed.state.as_fd()];
         self.give("vmm", &fds);
         let bytes: u64 = regions.iter().map(|region| region.size).sum();
-        let connected = json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id,
-                               "regions": regions.len(), "bytes": bytes, "client": client});
-        self.vms.push(Vm { peer, client, handed, state });
+        let mut connected = peer_json(&peer);
+        connected["regions"] = regions.len().into();
+        connected["bytes"] = bytes.into();
+        connected["client"] = client.into();
+        self.vms.push(Vm { peer, client, handed, state, regions });
         self.has_come();
         self.tell("connected", connected);
         Ok(())
@@ -127,7 +131,7 @@ impl Guardian {
     }
 
     /// A VMM has ended before it could be served.
-    fn gone(&mut self) -> Result<(), Error> {
+    fn gone(&mut self) {
         self.has_come();
         if self.config.clients == 1 {
             self.tell("closed", json!({"reason": "vmm_gone", "vmm": "gone"}));
@@ -137,7 +141,6 @@ impl Guardian {
             self.give("gone", &[]);
             self.tell("left", json!({"vmm": "gone", "client": self.came}));
         }
-        Ok(())
     }
 
     fn has_come(&mut self) {

@@ -22,7 +22,7 @@ use crate::service::Service;
 use crate::socket::{self, Listener};
 use crate::state::State;
 use crate::wait::{Rare, Waiter};
-use crate::{Engine, Error, Region, trace};
+use crate::{Engine, Error, Region, area, trace};
 
 /// Takes over what is given, opens the rest, and says so.
 pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
@@ -35,7 +35,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
     let begun = (|| -> Result<_, Error> {
         let me = Process::current().map_err(Error::io("read", "/proc/self/stat"))?;
         let vms = vms.into_iter().map(|vm| Taken::of(vm, false)).collect::<Result<Vec<_>, _>>()?;
-        let more_may_come = config.clients == 0 || came < config.clients;
+        let more_may_come = config.wants_more_than(came);
         let image = Arc::new(open(&config, &which, &vms, more_may_come)?);
         // That of a VM that is served already ends with the server before this one.
         let trace = config.trace.as_deref().filter(|_| came == 0);
@@ -90,10 +90,7 @@ fn open(config: &Config, which: &str, vms: &[Taken], more_may_come: bool) -> Res
             false => Err(Error::ImageReplaced { path: config.source.path().to_owned() }),
         });
     opened.or_else(|error| match need_none {
-        true => {
-            let regions = vms.iter().flat_map(|vm| &vm.regions);
-            Ok(Image::zeros(regions.map(Region::offset_end).max().unwrap_or(0)))
-        }
+        true => Ok(Image::zeros(Region::end_of(vms.iter().flat_map(|vm| &vm.regions)))),
         false => Err(error),
     })
 }
@@ -138,7 +135,7 @@ impl Taken {
     }
 
     fn is_complete(&self) -> bool {
-        crate::area::all(&self.regions, &self.state).iter().all(|area| area.missing() == 0)
+        area::missing(&self.regions, &self.state) == 0
     }
 
     /// Begins to serve it.

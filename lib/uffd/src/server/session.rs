@@ -16,6 +16,7 @@ use crate::Error;
 use crate::channel::{Channel, object};
 use crate::config::Config;
 use crate::mail::{self, Mailbox, Sender};
+use crate::orders::peer_json;
 use crate::service::Service;
 use crate::wait::{Rare, Waiter};
 
@@ -157,27 +158,19 @@ impl Session {
             self.tell(event, fields);
         }
         let mut parted = object(json!({"vmm": self.service.leave()?, "client": self.client}));
-        parted.extend(object(peer_fields(&self.service.peer)));
+        parted.extend(object(peer_json(&self.service.peer)));
         parted.extend(object(self.service.stats()).into_iter().filter(|(name, _)| name != "state"));
         Ok(parted)
     }
 
     /// The same at the end of a session, however that came.
     pub fn left(&mut self, parted: Parted) -> Map<String, Value> {
-        self.closed(parted).unwrap_or_else(|error| self.abandoned(error))
+        self.closed(parted).unwrap_or_else(|error| abandoned(&self.service.peer, self.client, error))
     }
 
     /// The same of one that was to be the only one: if it cannot be served any more that is the service's failure.
     pub fn closed(&mut self, parted: Parted) -> Result<Map<String, Value>, Error> {
         parted.and_then(|parted| parted.map_or_else(|| self.parted(), Ok))
-    }
-
-    /// The same for one that cannot be served any more.
-    fn abandoned(&self, error: Error) -> Map<String, Value> {
-        let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
-        let mut parted = object(json!({"vmm": "abandoned", "client": self.client, "error": error}));
-        parted.extend(object(peer_fields(&self.service.peer)));
-        parted
     }
 
     /// Applies everything read so far: the next server goes on from there.
@@ -208,7 +201,10 @@ impl Session {
     }
 }
 
-/// A VMM's name, as it goes into events.
-pub(super) fn peer_fields(peer: &Process) -> Value {
-    json!({"peer_pid": peer.pid, "peer_start_time": peer.start_time, "peer_boot_id": peer.boot_id})
+/// What becomes of a VMM that cannot be served, or not any more.
+pub(super) fn abandoned(peer: &Process, client: u64, error: Error) -> Map<String, Value> {
+    let error = wire::Error::from(error).to_json("wrenn-uffd", "serve");
+    let mut parted = object(json!({"vmm": "abandoned", "client": client, "error": error}));
+    parted.extend(object(peer_json(peer)));
+    parted
 }

@@ -106,21 +106,23 @@ impl Server {
         dumped: Option<PathBuf>,
         greeting: &Greeting,
     ) -> Result<Value, Error> {
-        let mut removed = None;
-        if self.is_for_one() || vm.is_some() {
-            let ranges = match self.session(vm)? {
-                None => Ranges::new(),
-                Some(session) => {
-                    self.heard(session.ask(move |it| it.removed(since.as_deref(), dumped)))??
-                }
-            };
-            let path = self.removed(vm);
-            replace(&path, format!("{}\n", ranges.to_json()).as_bytes())?;
-            removed = Some(path);
-        } else if dumped.is_some() {
+        let is_one = self.is_for_one() || vm.is_some();
+        if !is_one && dumped.is_some() {
             return Err(Error::WhichVm);
         }
-        let stats = self.look(vm, greeting)?;
+        let (ranges, stats) = match self.session(vm).map(|session| session.filter(|_| is_one))? {
+            Some(session) => {
+                let both = move |it: &mut Session| {
+                    it.removed(since.as_deref(), dumped).map(|ranges| (ranges, it.stats()))
+                };
+                self.heard(session.ask(both))??
+            }
+            None => (Ranges::new(), self.look(vm, greeting)?),
+        };
+        let removed = is_one.then(|| self.removed(vm));
+        if let Some(path) = &removed {
+            replace(path, format!("{}\n", ranges.to_json()).as_bytes())?;
+        }
         let told = stats.iter().filter(|(name, _)| *name != "vms");
         let told = told.map(|(name, value)| (name.clone(), value.clone())).collect();
         self.common.guardian.tell("stats", Value::Object(told));
