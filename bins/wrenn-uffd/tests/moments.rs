@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -71,6 +71,42 @@ fn a_vmm_that_dies_before_anybody_hears_it_is_one_of_those_that_came() {
     second.kill();
     assert_eq!(server.until("closed")["came"], 2);
     assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_vmm_that_its_guardian_was_killed_before_hearing_is_stopped_and_others_are_served_on() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none", "clients:=0"]);
+    let mut first = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(first.ask("check 0 20 image"), "same");
+    let guardian = service_of(&document);
+    hold(guardian.pid);
+    let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
+    second.tell("check 0 64 image");
+    // It has said nothing: it is not known whether it is a VMM.
+    let silent = UnixStream::connect(bench.run("uffd.sock")).unwrap();
+    guardian.end(Duration::ZERO).unwrap();
+    second.await_stop();
+    assert_eq!(first.ask("check 0 64 image"), "same");
+    silent.set_read_timeout(Some(common::LIMIT)).unwrap();
+    assert_eq!((&silent).read(&mut [0]).unwrap(), 0, "it is let go");
+    assert!(UnixStream::connect(bench.run("uffd.sock")).is_err(), "nobody hears another one");
+    first.kill();
+}
+
+#[test]
+fn the_only_vmm_is_stopped_when_its_guardian_was_killed_before_hearing_it() {
+    let bench = Bench::new(64);
+    let document = bench.detached(&["prefetch=none"]);
+    let (server, guardian) = (server_of(&document), service_of(&document));
+    hold(guardian.pid);
+    let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    guardian.end(Duration::ZERO).unwrap();
+    vmm.await_stop();
+    await_end(&server);
+    assert!(!bench.run("uffd.sock").exists() && !bench.run("uffd.ctl").exists());
+    let log = std::fs::read_to_string(bench.run("uffd.log")).unwrap();
+    assert!(log.contains("vmm_stopped"), "{log}");
 }
 
 #[test]

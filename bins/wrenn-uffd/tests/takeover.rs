@@ -305,7 +305,8 @@ fn when_both_are_killed_nobody_serves_and_that_can_be_seen() {
     let bench = Bench::new(64);
     let document = bench.detached(&["prefetch=none"]);
     let server = server_of(&document);
-    let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(vmm.ask("check 0 1 image"), "same");
     service_of(&document).end(Duration::ZERO).unwrap();
     server.end(Duration::ZERO).unwrap();
     let asked = wire::Document::from_value(document.clone()).unwrap();

@@ -126,7 +126,7 @@ impl Guardian {
         let image = config.source.check()?;
         let control = socket::bind(&config.paths.control)?;
         let listener = socket::bind(&config.paths.socket)?;
-        let server = Server::start(&config, (&name, &image), (0, 0, 0), &control, &[])?;
+        let server = Server::start(&config, (&name, &image), (0, 0, 0), (&control, Some(&listener)), &[])?;
         Ok(Self {
             config,
             name,
@@ -326,7 +326,8 @@ impl Guardian {
         let Some(control) = &self.control else { return Ok(false) };
         let counts = (self.restarts, self.came, self.filled());
         let names = (&self.name, self.image.as_str());
-        self.server = Server::start(&self.config, names, counts, control, &self.vms)?;
+        let sockets = (control, self.socket.as_ref());
+        self.server = Server::start(&self.config, names, counts, sockets, &self.vms)?;
         Ok(true)
     }
 

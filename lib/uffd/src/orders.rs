@@ -31,6 +31,8 @@ pub(crate) struct Given {
     pub channel: OwnedFd,
     /// Where the verbs ask, listening.
     pub control: OwnedFd,
+    /// Where VMMs connect, listening, as long as any are wanted.
+    pub socket: Option<OwnedFd>,
     /// The VMs that are served already.
     pub vms: Vec<Handed>,
 }
@@ -45,11 +47,11 @@ pub(crate) struct Handed {
 impl Orders {
     /// As two words, and descriptors to inherit.
     pub fn into_parts(self) -> ([String; 2], Vec<OwnedFd>) {
-        let Given { channel, control, vms } = self.given;
+        let Given { channel, control, socket, vms } = self.given;
         let more = json!({"name": process_json(&self.name), "image": self.image, "restarts": self.restarts, "came": self.came,
-                          "serves": vms.len()});
+                          "listens": socket.is_some(), "serves": vms.len()});
         let vms = vms.into_iter().flat_map(|Handed { uffd, state }| [uffd, state]);
-        let fds = [channel, control].into_iter().chain(vms);
+        let fds = [channel, control].into_iter().chain(socket).chain(vms);
         ([self.config.to_json().to_string(), more.to_string()], fds.collect())
     }
 
@@ -57,8 +59,8 @@ impl Orders {
     pub fn inherited(config: &str, more: &str) -> Result<Self, wire::Error> {
         let config = Config::from_json(config)?;
         let more = parsed(more)?;
-        let serves: u64 = more.need("serves")?;
-        let count = 2 + 2 * serves as usize;
+        let (listens, serves): (bool, u64) = (more.need("listens")?, more.need("serves")?);
+        let count = 2 + usize::from(listens) + 2 * serves as usize;
         let fds = sys::detach::inherited(count).map_err(Error::io("take over", "what the guardian gave"))?;
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| wire::Error::usage("a descriptor is missing"));
@@ -71,6 +73,7 @@ impl Orders {
             given: Given {
                 channel: next()?,
                 control: next()?,
+                socket: listens.then(&mut next).transpose()?,
                 vms: (0..serves)
                     .map(|_| Ok(Handed { uffd: next()?, state: next()? }))
                     .collect::<Result<_, wire::Error>>()?,

@@ -9,6 +9,7 @@ mod session;
 mod verbs;
 
 use std::fs::File;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub(crate) struct Server {
     /// Tells which sessions are over.
     over: (Sender<u64>, Mailbox<u64>),
     control: Listener,
+    /// Where VMMs connect, as long as any may come. It is the guardian who hears them; when he is killed they are to be found.
+    socket: Option<UnixListener>,
     connections: Vec<Connection>,
     /// Questions that wait until all VMMs that came before them are known: after this answer of the guardian.
     asked: Vec<(u64, Connection, Request)>,
@@ -78,6 +81,9 @@ enum Turn {
     /// Another server takes over.
     Relieved,
 }
+
+/// Why a VMM was stopped that the server had served.
+const LEFT: &str = "its page server ended while pages were missing";
 
 /// A failure of the server, and the VMM that it was about.
 type Failed = (Error, Option<Process>);
@@ -123,7 +129,7 @@ impl Server {
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
                 self.common.guardian.last_words("failed", fields);
                 let others = std::mem::take(&mut self.sessions).into_iter().map(|session| session.peer);
-                vmm.into_iter().chain(others).for_each(|vmm| self.stop(&vmm));
+                vmm.into_iter().chain(others).for_each(|vmm| self.stop(&vmm, LEFT));
                 ExitCode::from(error.kind.status())
             }
         }
@@ -178,13 +184,13 @@ impl Server {
             match self.common.guardian.hear().map_err(|error| (error, None))? {
                 Heard::Nothing => return Ok(None),
                 Heard::Event(Event { name, fds, .. }) if name == "vmm" => {
-                    self.came += 1;
+                    self.has_come();
                     let taken = Taken::new(fds).map_err(|error| (error, None))?;
                     let peer = taken.peer.clone();
                     self.begin(taken).map_err(|error| (error, Some(peer)))?;
                 }
                 // It had gone before it could be given.
-                Heard::Event(Event { name, .. }) if name == "gone" => self.came += 1,
+                Heard::Event(Event { name, .. }) if name == "gone" => self.has_come(),
                 Heard::Event(Event { fields, .. }) => {
                     let synced = fields.get("sync").and_then(Value::as_u64).unwrap_or(0);
                     let handed = fields.get("greeting").and_then(Value::as_array).into_iter().flatten();
@@ -198,6 +204,11 @@ impl Server {
                     self.orphaned = true;
                     let failed = |source| (Error::Events { source }, None);
                     self.waiter.forget(&self.common.guardian).map_err(failed)?;
+                    // They have handed themselves over, and nobody will hear it.
+                    let unheard = self.socket.take().map_or(Vec::new(), |socket| socket::unheard(&socket));
+                    unheard.iter().for_each(|vmm| {
+                        self.stop(vmm, "its page server's guardian was killed before hearing it")
+                    });
                     if self.sessions.is_empty() {
                         return Ok(Some(Reason::Orphaned));
                     }
@@ -206,6 +217,13 @@ impl Server {
                     return Ok(self.answer_asked(u64::MAX, &Greeting::default()));
                 }
             }
+        }
+    }
+
+    fn has_come(&mut self) {
+        self.came += 1;
+        if !self.may_come() {
+            self.socket = None;
         }
     }
 
@@ -290,14 +308,14 @@ impl Server {
 
     fn stop_abandoned(&self, parted: &Map<String, Value>, peer: &Process) {
         if parted.get("vmm").and_then(Value::as_str) == Some("abandoned") {
-            self.stop(peer);
+            self.stop(peer, LEFT);
         }
     }
 
     /// Does what the guardian would if it were there.
-    fn stop(&self, vmm: &Process) {
+    fn stop(&self, vmm: &Process, reason: &str) {
         if self.orphaned && vmm.end(Duration::ZERO).is_ok() {
-            let fields = json!({"pid": vmm.pid, "reason": "its page server ended while pages were missing"});
+            let fields = json!({"pid": vmm.pid, "reason": reason});
             note(format_args!("vmm_stopped {fields}"));
         }
     }

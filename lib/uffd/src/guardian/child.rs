@@ -32,19 +32,21 @@ impl Server {
         config: &Config,
         (name, image): (&Process, &str),
         (restarts, came, filled): (u64, u64, u64),
-        control: &Listener,
+        (control, socket): (&Listener, Option<&Listener>),
         vms: &[Vm],
     ) -> Result<Self, Error> {
         let program = program()?;
         let failed = |source| Error::io("start", &program)(source);
         let again = || {
             let copy = |fd: &OwnedFd| fd.try_clone();
+            let listening = |listener: &Listener| listener.socket.as_fd().try_clone_to_owned();
             let (channel, theirs) = channel::pair()?;
             let handed =
                 |vm: &Vm| Ok(Handed { uffd: copy(&vm.handed.uffd)?, state: copy(&vm.handed.state)? });
             let given = Given {
                 channel: theirs,
-                control: control.socket.as_fd().try_clone_to_owned()?,
+                control: listening(control)?,
+                socket: socket.map(listening).transpose()?,
                 vms: vms.iter().map(handed).collect::<io::Result<_>>()?,
             };
             let (config, name, image) = (config.clone(), name.clone(), image.to_owned());

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use crate::{Engine, Error, Region, area, trace};
 /// Takes over what is given, opens the rest, and says so.
 pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
     let Orders { config, name, image: which, restarts, came, given } = orders;
-    let Given { channel, control, vms } = given;
+    let Given { channel, control, socket, vms } = given;
     let guardian = Channel::new(channel).map_err(|error| {
         note(format_args!("wrenn-uffd: no channel to the guardian: {error}"));
         ExitCode::FAILURE
@@ -61,6 +62,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
             sessions: Vec::new(),
             over,
             control,
+            socket: socket.map(UnixListener::from),
             connections: Vec::new(),
             asked: Vec::new(),
             syncs: 0,
