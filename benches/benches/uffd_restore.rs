@@ -6,7 +6,6 @@
 //! ever adds. `WRENN_BENCH_DIR`: where the image lies (the directory for temporary files); cold, it is read from its disk.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,8 +13,8 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use snap::pack::{Kind, Mode, Pack, pack};
 use wrenn_benches::handlers::{Handler, Least};
-use wrenn_benches::vmm::{Seen, Work, content, measure};
-use wrenn_benches::{MEMORY, role};
+use wrenn_benches::vmm::{Seen, Work, measure};
+use wrenn_benches::{MEMORY, run, write_image};
 
 /// Who answers the faults.
 const WAYS: [(&str, Way); 7] = [
@@ -44,15 +43,10 @@ enum Way {
 }
 
 fn main() -> ExitCode {
-    if let Some(done) = role() {
-        return done;
-    }
-    // `cargo bench` passes it; `cargo test` and `cargo nextest list` ask for other things.
-    if std::env::args().any(|argument| argument == "--bench") {
+    run(|| {
         let rounds = std::env::var("WRENN_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok());
         Bench::new().compare(rounds.unwrap_or(3));
-    }
-    ExitCode::SUCCESS
+    })
 }
 
 struct Bench {
@@ -68,11 +62,7 @@ impl Bench {
         let place = std::env::var_os("WRENN_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let home = tempfile::Builder::new().prefix("bu-").tempdir_in(place).expect("a directory");
         let (raw, dir) = (home.path().join("raw"), home.path().join("snapshot"));
-        let file = File::create(&raw).expect("a file");
-        let block: Vec<u8> = (0..1 << 20).map(content).collect();
-        for at in (0..MEMORY).step_by(block.len()) {
-            file.write_all_at(&block, at as u64).expect("written");
-        }
+        write_image(&raw);
         let request = Pack { mode: Mode::Inplace, checksums: false, ..Pack::new(raw, &dir, Kind::Full) };
         let mut undo = wire::Undo::default();
         let packed = pack(&request, &mut undo).expect("packed");

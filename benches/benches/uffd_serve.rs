@@ -17,32 +17,19 @@ use sys::mapping::Mapping;
 use sys::uffd::Filled;
 use wrenn_benches::handlers::{Handler, Least};
 use wrenn_benches::vmm::{Work, connect, content, measure, register};
-use wrenn_benches::{MEMORY, PAGE, role};
+use wrenn_benches::{MEMORY, PAGE, run, write_image};
 
 const ROUNDS: usize = 7;
 
 fn main() -> ExitCode {
-    if let Some(done) = role() {
-        return done;
-    }
-    // `cargo bench` passes it; `cargo test` and `cargo nextest list` ask for other things.
-    if std::env::args().any(|argument| argument == "--bench") {
-        compare();
-    }
-    ExitCode::SUCCESS
+    run(compare)
 }
 
 /// The whole comparison.
 fn compare() {
     let home = tempfile::Builder::new().prefix("bu-").tempdir().expect("a directory");
     let image = home.path().join("memory");
-    let file = File::create_new(&image).expect("a file");
-    let block: Vec<u8> = (0..1 << 20).map(content).collect();
-    for at in (0..MEMORY).step_by(block.len()) {
-        file.write_all_at(&block, at as u64).expect("written");
-    }
-    // In the page cache, and in nobody's way.
-    file.sync_all().expect("synced");
+    write_image(&image);
     let bench = Bench { home: home.path().to_owned(), file: File::open(&image).expect("the image"), image };
 
     let (mut minimal, mut served) = (Duration::MAX, Duration::MAX);

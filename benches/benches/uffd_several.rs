@@ -6,8 +6,6 @@
 //!
 //! Rounds alternate, and the best of each counts: what else the machine does only ever adds.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,30 +13,18 @@ use std::time::{Duration, Instant};
 use wire::Value;
 use wrenn_benches::handlers::Handler;
 use wrenn_benches::vmm::{Seen, Work, connect, content, measure, register};
-use wrenn_benches::{MEMORY, role};
+use wrenn_benches::{MEMORY, run, write_image};
 
 const ROUNDS: usize = 5;
 
 fn main() -> ExitCode {
-    if let Some(done) = role() {
-        return done;
-    }
-    // `cargo bench` passes it; `cargo test` and `cargo nextest list` ask for other things.
-    if std::env::args().any(|argument| argument == "--bench") {
-        compare();
-    }
-    ExitCode::SUCCESS
+    run(compare)
 }
 
 fn compare() {
     let home = tempfile::Builder::new().prefix("bs-").tempdir().expect("a directory");
     let image = home.path().join("memory");
-    let file = File::create_new(&image).expect("a file");
-    let block: Vec<u8> = (0..1 << 20).map(content).collect();
-    for at in (0..MEMORY).step_by(block.len()) {
-        file.write_all_at(&block, at as u64).expect("written");
-    }
-    file.sync_all().expect("synced");
+    write_image(&image);
     println!("VMs of {} MiB; one process for all | a process for each", MEMORY >> 20);
     for vms in [1, 2, 4] {
         let ways = [1, vms].map(|servers| Way { image: &image, home: home.path(), servers, vms });
