@@ -8,7 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::{Bench, Foreground, Vmm, await_end, server_of, service_of};
+use nix::errno::Errno;
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use serde_json::Value;
 use sys::process::Process;
 use wrenn_tests::hold::hold;
 
@@ -55,6 +60,46 @@ fn hundreds_of_vms_are_all_in_stats_and_outlive_their_server() {
     assert_eq!(all()["restarts"], 1);
     assert!(vms.iter().all(|(memory, _)| memory.load(0) == 0), "page 0 is zero");
     bench.verb(&["stop", "id=vm"]).success();
+}
+
+#[test]
+fn vms_that_have_no_time_keep_nobody_from_an_answer() {
+    let bench = Bench::new(1);
+    let document = bench.detached(&["clients:=0"]);
+    // This process is all of the VMMs: each has its memory before anything can go wrong.
+    let vms: Vec<_> = (0..8).map(|_| common::connect(&bench.run("uffd.sock"), 1)).collect();
+    while bench.stats()["missing_bytes"] != 0 {}
+    let server = server_of(&document);
+    let threads: Vec<_> = threads(&server, "vmm-").collect();
+    assert_eq!(threads.len(), vms.len());
+    // As if each waited for a disk.
+    for thread in &threads {
+        match ptrace::seize(*thread, ptrace::Options::empty()) {
+            Err(Errno::EPERM) => return wrenn_tests::skip::here("may not trace its own server"),
+            done => done.unwrap(),
+        }
+        ptrace::interrupt(*thread).unwrap();
+        waitpid(*thread, Some(WaitPidFlag::__WALL)).unwrap();
+    }
+    // Eight times the patience for one would be more than a verb's.
+    let stats = bench.stats();
+    let busy = |vm: &Value| vm["state"] == "busy" && vm["peer_pid"] == std::process::id();
+    assert!(stats["vms"].as_array().unwrap().iter().all(busy), "{stats}");
+    assert_eq!((&stats["missing_bytes"], &stats["complete"]), (&Value::Null, &false.into()));
+    bench.verb(&["stop", "id=vm"]).error("timeout", "uffd.no_answer");
+    threads.iter().for_each(|thread| ptrace::detach(*thread, None).unwrap());
+    assert_eq!(bench.stats()["missing_bytes"], 0);
+    bench.verb(&["stop", "id=vm"]).success();
+    assert!(vms.iter().all(|(memory, _)| memory.load(0) == 0), "page 0 is zero");
+}
+
+/// The threads of this name.
+fn threads(process: &Process, name: &str) -> impl Iterator<Item = Pid> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.pid)).unwrap().flatten();
+    let threads = threads.filter(move |thread| {
+        std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
+    });
+    threads.map(|thread| Pid::from_raw(thread.file_name().to_str().unwrap().parse().unwrap()))
 }
 
 #[test]
@@ -187,9 +232,8 @@ fn servers_that_did_their_work_and_died_were_not_started_in_vain() {
         assert_eq!(vmm.ask("check 0 64 image"), "same", "round {round}");
         let gone = vmm.process.clone();
         vmm.kill();
-        let here = |stats: &serde_json::Value| {
-            stats["vms"].as_array().unwrap().iter().any(|vm| vm["peer_pid"] == gone.pid)
-        };
+        let here =
+            |stats: &Value| stats["vms"].as_array().unwrap().iter().any(|vm| vm["peer_pid"] == gone.pid);
         while here(&bench.stats()) {}
         server_of(&document).end(Duration::ZERO).unwrap();
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use snap::{Image, Ranges};
@@ -97,12 +97,17 @@ impl Running {
         &self,
         job: impl FnOnce(&mut Session) -> T + Send + 'static,
     ) -> Result<T, Silent> {
+        self.begin_asking(job).wait()
+    }
+
+    /// Has the session do something meanwhile.
+    fn begin_asking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Session) -> T + Send + 'static,
+    ) -> Answer<T> {
         let (answer, answered) = mpsc::channel();
         self.jobs.send(Box::new(move |session| drop(answer.send(job(session)))));
-        answered.recv_timeout(PATIENCE).map_err(|error| match error {
-            RecvTimeoutError::Disconnected => Silent::Over,
-            RecvTimeoutError::Timeout => Silent::Busy,
-        })
+        Answer { answered, deadline: Instant::now() + PATIENCE }
     }
 
     /// Ends the thread. What it served goes on waiting.
@@ -110,6 +115,31 @@ impl Running {
         self.jobs.send(Box::new(|session| session.leaves = true));
         // It does not panic: see `Fatal`.
         self.thread.join().unwrap_or_else(|_| std::process::abort())
+    }
+}
+
+/// Asks all of them, at once: that none of them answers takes no longer than that one does not.
+pub(super) fn ask_all<T: Send + 'static>(
+    sessions: &[Running],
+    job: fn(&mut Session) -> T,
+) -> impl Iterator<Item = (&Running, Result<T, Silent>)> {
+    let asked: Vec<_> = sessions.iter().map(|session| (session, session.begin_asking(job))).collect();
+    asked.into_iter().map(|(session, answer)| (session, answer.wait()))
+}
+
+/// What a session will say.
+struct Answer<T> {
+    answered: mpsc::Receiver<T>,
+    deadline: Instant,
+}
+
+impl<T> Answer<T> {
+    fn wait(self) -> Result<T, Silent> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.answered.recv_timeout(left).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Silent::Over,
+            RecvTimeoutError::Timeout => Silent::Busy,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use snap::Ranges;
 use sys::process::Process;
 
-use super::session::{PATIENCE, Running, Session, Silent};
+use super::session::{PATIENCE, Running, Session, Silent, ask_all};
 use super::{Reason, Server};
 use crate::Error;
 use crate::channel::object;
@@ -139,13 +139,13 @@ impl Server {
             let nobody = || object(json!({"state": idle, "complete": false}));
             return self.session(vm)?.map_or_else(|| Ok(nobody()), one);
         }
-        let each = |session: &Running| match session.ask(Session::stats) {
+        let each = |(session, stats): (&Running, _)| match stats {
             Ok(stats) => Some(stats),
             Err(Silent::Busy) => Some(object(json!({"state": "busy", "peer_pid": session.peer.pid}))),
             // One that goes meanwhile is not there any more.
             Err(Silent::Over) => None,
         };
-        let vms: Vec<_> = self.sessions.iter().filter_map(each).collect();
+        let vms: Vec<_> = ask_all(&self.sessions, Session::stats).filter_map(each).collect();
         let missing = |vm: &Map<String, Value>| vm.get("missing_bytes")?.as_u64();
         // Not known as long as one is busy.
         let missing: Option<u64> = vms.iter().map(missing).sum();
@@ -178,8 +178,8 @@ impl Server {
     /// The VMs that lack some of their memory, with how much, in bytes.
     fn incomplete(&self) -> Result<Vec<(i32, u64)>, Error> {
         let mut incomplete = Vec::new();
-        for session in &self.sessions {
-            match session.ask(Session::missing) {
+        for (session, missing) in ask_all(&self.sessions, Session::missing) {
+            match missing {
                 Ok(Some(missing)) if missing > 0 => incomplete.push((session.peer.pid, missing)),
                 Ok(_) | Err(Silent::Over) => {}
                 busy @ Err(Silent::Busy) => drop(self.heard(busy)?),
