@@ -285,6 +285,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let bench = Bench::new(64);
     let document = bench.detached(&[]);
     bench.verb(&["serve", "id=vm", "source.raw=memory", "detach:=true"]).error("conflict", "uffd.in_use");
+    assert!(bench.run("uffd.log").exists(), "the log of the one that listens is gone");
     assert!(server_of(&document).is_alive());
     let guardian = parent_of(&server_of(&document));
     // Neither can clear up: the sockets stay.

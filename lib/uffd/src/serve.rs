@@ -1,9 +1,10 @@
 //! `wrenn-uffd serve`: a server for a VMM, or several.
 
 use std::convert::Infallible;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, PipeReader};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::Duration;
@@ -132,12 +133,7 @@ fn guard(
 fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
     let program = program()?;
     let failed = |source| Failure::io("start", &program)(source);
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&config.paths.log)
-        .map_err(Failure::io("write", &config.paths.log))?;
+    let (log, is_new) = open_log(&config.paths.log).map_err(Failure::io("write", &config.paths.log))?;
     let (pipe, writer) = io::pipe().map_err(failed)?;
     let mut command = Command::new(&program);
     command.arg(GUARDIAN).arg(config.to_json().to_string());
@@ -159,7 +155,9 @@ fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
 
     let event: Value = serde_json::from_str(&line).unwrap_or_default();
     if event["event"] != "listening" {
-        let _ = fs::remove_file(&config.paths.log);
+        if is_new {
+            let _ = fs::remove_file(&config.paths.log);
+        }
         return Err(match event.get("error") {
             Some(error) => refusal(error),
             None => Failure::Died { how: "before it listened".into() }.into(),
@@ -175,4 +173,17 @@ fn detached(call: &mut Call, config: &Config) -> Result<Reply, Error> {
     section.into_iter().for_each(|(name, value)| call.document.set(&format!("uffd.{name}"), value));
     wire::check_interrupt()?;
     Ok(Reply::Document)
+}
+
+/// Opens a log to write behind what is there, and says whether there was none: another one may be that of a service which
+/// listens there already, or of one that came to grief.
+fn open_log(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o600);
+    match options.create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((options.create_new(false).create(true).open(path)?, false))
+        }
+        opened => Ok((opened?, true)),
+    }
 }
