@@ -49,6 +49,8 @@ pub(crate) struct Guardian {
     name: Process,
     /// Which image it serves.
     image: String,
+    /// How large that is, once a server has said so.
+    bytes: u64,
     /// At its end when whoever follows the service wants it to end.
     follower: Option<PipeReader>,
     /// How many VMMs it can serve at once.
@@ -131,6 +133,7 @@ impl Guardian {
             config,
             name,
             image,
+            bytes: 0,
             follower,
             room,
             control: Some(control),
@@ -242,6 +245,7 @@ impl Guardian {
         match name.as_str() {
             "listening" => {
                 self.listens = true;
+                self.bytes = fields.get("bytes").and_then(Value::as_u64).unwrap_or(0);
                 let mut own = object(json!({"socket": self.config.paths.socket,
                                             "control": self.config.paths.control}));
                 own.extend(object(process_json(&self.name)));

@@ -102,6 +102,11 @@ impl Guardian {
             self.gone();
             return Ok(());
         };
+        let wanted = Region::end_of(&regions);
+        if wanted > self.bytes {
+            // Before anything is made for that much of memory.
+            return Err(Error::ImageShort { size: self.bytes, wanted });
+        }
         let state = State::new(&regions).map_err(failed)?;
         state.set_vm(&peer, client);
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed);
