@@ -44,6 +44,30 @@ fn who_asks_as_a_vmm_dies_is_answered_and_the_service_ends() {
 }
 
 #[test]
+fn a_vmm_that_ends_while_its_server_is_being_replaced_ends_the_service_as_always() {
+    let bench = Bench::new(64);
+    for late in [false, true] {
+        let document = bench.detached(&["prefetch=none"]);
+        let vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        assert_eq!(bench.stats()["state"], "serving");
+        let (server, guardian) = (server_of(&document), service_of(&document));
+        // The VMM ends before the server is asked to make room, or after it has.
+        let held = if late { &guardian } else { &server };
+        hold(held.pid);
+        let mut asks = UnixStream::connect(bench.run("uffd.ctl")).unwrap();
+        asks.write_all(b"{\"verb\":\"restart\"}\n").unwrap();
+        if late {
+            await_end(&server);
+        }
+        vmm.kill();
+        held.signal(Signal::SIGCONT).unwrap();
+        await_end(&guardian);
+        let log = std::fs::read_to_string(bench.run("uffd.log"));
+        assert!(log.is_err(), "late: {late}: {log:?}");
+    }
+}
+
+#[test]
 fn hundreds_of_vms_are_all_in_stats_and_outlive_their_server() {
     let bench = Bench::new(1);
     let document = bench.detached(&["clients:=0"]);

@@ -320,6 +320,12 @@ impl Guardian {
             self.let_go();
         }
         let lost = self.vms.iter().any(|vm| !vm.peer.is_alive());
+        if asked && lost {
+            // It has ended meanwhile, and needs no other server.
+            self.ended = true;
+            self.tell("closed", json!({"reason": "vmm_gone", "vmm": "gone"}));
+            return Ok(true);
+        }
         if !self.listens || lost || self.in_vain > IN_VAIN {
             let again = if self.in_vain > IN_VAIN { ", as did the ones before it" } else { "" };
             return Err(Error::Died { how: format!("{how}{again}") });

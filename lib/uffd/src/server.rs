@@ -288,11 +288,12 @@ impl Server {
     /// Ends with everything read so far applied: the next one goes on from there.
     fn hand_over(&mut self) -> Result<(&'static str, Value), Failed> {
         for (mut session, parted) in std::mem::take(&mut self.sessions).into_iter().map(Running::end) {
+            if self.is_for_one() && !session.service.lives() {
+                return self.closed(Reason::VmmGone, &mut session, parted);
+            }
             let parted = match parted {
-                // Where it is the only one, the next server finds that it has gone meanwhile.
-                Ok(Some(parted)) if !self.is_for_one() => Ok(Some(parted)),
-                Ok(_) => session.put_down().map(|()| None),
-                Err(error) => Err(error),
+                Ok(None) => session.put_down().map(|()| None),
+                parted => parted,
             };
             match parted {
                 Ok(None) => {}
