@@ -120,12 +120,24 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
 /// Removes the names of sockets that nobody listens on any more.
 pub(crate) fn clear_up(paths: &Paths) {
     for path in [&paths.socket, &paths.control] {
-        if sys::listener::connect(path, Duration::ZERO)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        {
+        if is_unused(path) {
             let _ = remove(path);
         }
     }
+}
+
+/// Refuses a name under which somebody listens.
+pub(crate) fn check_unused(path: &Path) -> Result<(), Error> {
+    match is_socket(path)? && !is_unused(path) {
+        true => Err(Error::InUse { path: path.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+fn is_unused(path: &Path) -> bool {
+    sys::listener::connect(path, Duration::ZERO).is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+    })
 }
 
 /// Whether the other end is this user, or root.

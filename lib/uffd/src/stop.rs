@@ -179,8 +179,11 @@ fn failed(doing: &'static str, process: &Process) -> impl FnOnce(std::io::Error)
     move |source| Failure::Io { doing, path, source }.into()
 }
 
-/// Removes the server's files, all of them.
+/// Removes the server's files, all of them, unless somebody listens there: then they are not what is left of a server.
 fn clear(paths: &Paths) -> Result<(), Error> {
+    for path in [&paths.socket, &paths.control] {
+        socket::check_unused(path)?;
+    }
     let sockets = [&paths.socket, &paths.control].map(|path| match socket::is_socket(path) {
         Ok(true) => socket::remove(path),
         other => other.map(drop),
@@ -188,4 +191,30 @@ fn clear(paths: &Paths) -> Result<(), Error> {
     let files = [&paths.removed, &paths.log].map(|path| socket::remove(path));
     let all = sockets.into_iter().chain(files).chain([paths.forget_lists()]);
     Error::all(all.filter_map(Result::err).map(Error::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn where_somebody_listens_who_is_no_page_server_nothing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let paths = Paths {
+            socket: at("s.sock"),
+            control: at("s.ctl"),
+            removed: at("s.removed"),
+            log: at("s.log"),
+            own: false,
+        };
+        let other = UnixListener::bind(&paths.control).unwrap();
+        std::fs::write(&paths.log, "precious").unwrap();
+        assert_eq!(clear(&paths).unwrap_err().code, "uffd.in_use");
+        assert!(paths.control.exists() && paths.log.exists());
+        drop(other);
+        clear(&paths).unwrap();
+        assert!(!paths.control.exists() && !paths.log.exists());
+    }
 }
