@@ -13,6 +13,7 @@ fn bad_input_is_refused_and_touches_nothing() {
     std::fs::create_dir(bench.path("empty")).unwrap();
     std::fs::create_dir(bench.path("torn")).unwrap();
     std::fs::write(bench.path("torn/memfile.header"), [1, 2, 3]).unwrap();
+    nix::unistd::mkfifo(&bench.path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let serve: &[&str] = &["serve", "id=vm", "detach:=true"];
     let with = |more: &[&'static str]| [serve, more].concat();
     let raw = "source.raw=memory";
@@ -42,6 +43,8 @@ fn bad_input_is_refused_and_touches_nothing() {
         (with(&["source.dir=empty"]), 3, "not_found", "snap.none", "empty"),
         (with(&["source.dir=torn"]), 9, "corrupt", "snap.header", "torn"),
         (with(&["source.raw=nowhere"]), 3, "not_found", "snap.io", "nowhere"),
+        (with(&["source.raw=pipe"]), 2, "invalid", "snap.io", "pipe"),
+        (with(&[raw, "trace=pipe"]), 3, "not_found", "uffd.io", "pipe"),
         (with(&["source.raw=file"]), 2, "invalid", "snap.field", "raw"),
         (with(&[raw, "socket=nowhere/s"]), 3, "not_found", "uffd.io", "nowhere"),
         (with(&[raw, "socket=taken"]), 4, "conflict", "uffd.not_a_socket", "taken"),

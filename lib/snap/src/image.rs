@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use sys::mapping::Mapping;
 use uuid::Uuid;
 
@@ -157,7 +159,9 @@ impl Image {
     /// # Errors
     /// What opening it said; `invalid` when it is empty or not a whole number of pages.
     pub fn open_raw(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        // A pipe would be waited for until somebody writes into it.
+        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+        let file = file.map_err(Error::io("open", path))?;
         let size = directory::regular_length(&file, path)?;
         let block_size = header::BLOCK_SIZES[0];
         if size == 0 || !size.is_multiple_of(block_size) {

@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::OFlag;
+
 use crate::Error;
 use crate::note::note;
 
@@ -247,7 +249,8 @@ impl Writer {
     /// Begins the file; one that is there is replaced. It is nobody else's to read: it tells what a guest did.
     pub fn create(path: &Path) -> Result<File, Error> {
         let mut options = File::options();
-        options.write(true).create(true).truncate(true).mode(0o600);
+        // A pipe that nobody reads is not waited for, neither here nor while a VMM waits for its pages.
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlag::O_NONBLOCK.bits());
         options.open(path).map_err(Error::io("write", path))
     }
 
