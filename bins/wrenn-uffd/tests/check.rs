@@ -275,6 +275,10 @@ fn a_server_that_does_not_start_or_never_listens_is_said_to() {
     let one = "scenarios:=[\"content\"]";
     check(&[one], &["false"]).failed("content", "ended with exit status: 1 before it listened");
     check(&[one, "timeout_s:=1"], &["sleep", "60"]).failed("content", "no socket within 1 s");
+    // Only the end of what it wrote is read, however much that is.
+    let talkative = "truncate -s 1T /proc/self/fd/1; echo its last words; exit 1";
+    let said = check(&[one], &["sh", "-c", talkative]);
+    assert!(said.results()["content"]["log"].as_str().unwrap().ends_with("last words"), "{:?}", said.lines);
     let said = check(&[one], &["/nonexistent/server"]);
     assert_eq!((said.status, &said.lines[0]["error"]["code"]), (3, &json!("uffd.io")), "{}", said.log);
 }

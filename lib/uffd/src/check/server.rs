@@ -1,7 +1,7 @@
 //! The server that is looked at.
 
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::Error;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How much of a server's log goes into a result.
-const LOG: usize = 2000;
+const LOG: u64 = 2000;
 
 /// One server, in a session of its own. Ended with all its processes when this goes.
 pub(crate) struct Server {
@@ -103,8 +103,7 @@ impl Server {
 
     /// The last that it wrote.
     pub fn log(&self) -> String {
-        let bytes = fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG)..]).trim().to_owned()
+        String::from_utf8_lossy(&end_of(&self.log).unwrap_or_default()).trim().to_owned()
     }
 }
 
@@ -124,6 +123,16 @@ impl Drop for Server {
         }
         let _ = self.child.wait();
     }
+}
+
+/// The last bytes of a log.
+fn end_of(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// How a process ended, in words, and whether it crashed: was ended by a signal that no program sends itself on purpose.
