@@ -6,11 +6,11 @@ mod common;
 use std::io;
 use std::thread;
 
-use common::{HUGE, HugePages, PAGE, load_all, page, userfaultfd, write_image};
+use common::{HUGE, HugePages, PAGE, await_event, load_all, page, userfaultfd, write_image};
 use nix::errno::Errno;
 use sys::uffd::Memory;
 use tempfile::NamedTempFile;
-use uffd::{Engine, Error, Prefetch, Region};
+use uffd::{Engine, Error, Prefetch, Region, Step};
 use wrenn_tests::{kernel, skip};
 
 /// Serves `memory` from an image that has holes, or one that has none and holds sevens, of which what lies behind `end` is
@@ -73,6 +73,26 @@ fn a_page_that_is_lost_is_lost_for_all_who_wait_for_it_and_never_zeros() {
         let Some(engine) = cut_short(&memory, PAGE, true, 8 * PAGE) else { return };
         nobody_is_told_zeros(&memory, engine, 11 * PAGE, 11 * PAGE);
     }
+}
+
+#[test]
+fn a_page_that_is_lost_but_has_come_meanwhile_is_lost_for_nobody() {
+    if !kernel::poisons() {
+        return skip::here("this kernel cannot poison pages, nor say which are there");
+    }
+    let memory = Memory::map(4 * PAGE, false).unwrap();
+    let Some(mut engine) = cut_short(&memory, PAGE, false, PAGE) else { return };
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| page(&memory, 2));
+        await_event(&engine);
+        engine.uffd().copy_quietly(memory.address() + 2 * PAGE as u64, &[9; PAGE]);
+        engine.drain().unwrap();
+        let served = engine.serve();
+        engine.uffd().unregister(memory.address(), memory.len() as u64).unwrap();
+        assert_eq!(served.unwrap(), Step::Done);
+        assert_eq!((reader.join().unwrap(), engine.poisoned_pages()), ([9; PAGE], 0));
+    });
+    assert_eq!(engine.missing(), 3 * PAGE as u64);
 }
 
 #[test]

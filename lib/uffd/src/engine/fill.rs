@@ -195,20 +195,32 @@ impl Engine {
         let area = &mut self.areas[index];
         // First: a server that dies in between leaves a page that is known to be lost, and is asked for again.
         [&mut area.poisoned, &mut area.settled].into_iter().for_each(|set| set.insert(page..page + 1));
-        let poisoned = self.uffd.poison(area.address_of(page), area.region.page_size);
+        let (address, page_size) = (area.address_of(page), area.region.page_size);
+        let poisoned = self.uffd.poison(address, page_size);
         if !matches!(poisoned, Filled::Bytes(_)) {
-            [&mut area.poisoned, &mut area.settled].into_iter().for_each(|set| set.remove(page..page + 1));
+            area.poisoned.remove(page..page + 1);
         }
-        match poisoned {
+        let kind = match poisoned {
             Filled::Bytes(_) => {
                 self.poisoned.push(lost);
-                Ok(Came { step: Step::More, kind: Kind::Poison, pages: 1 })
+                Kind::Poison
             }
-            Filled::Again => Ok(Came::nowhere(Step::Again)),
-            Filled::Gone => Ok(Came::nowhere(Step::Gone)),
-            Filled::Exists | Filled::Unmapped | Filled::Failed(_) => {
-                Err(Error::ImageLost { page: lost, source })
+            // It has come meanwhile, or cannot be reached any more: nobody needs the image for it.
+            Filled::Exists => {
+                let woken = self.uffd.wake(address, page_size);
+                woken.map_err(|source| Error::Fill { offset: area.offset_of(page), source })?;
+                Kind::Exists
             }
-        }
+            Filled::Unmapped => Kind::Unmapped,
+            refused => {
+                area.settled.remove(page..page + 1);
+                return match refused {
+                    Filled::Again => Ok(Came::nowhere(Step::Again)),
+                    Filled::Gone => Ok(Came::nowhere(Step::Gone)),
+                    _ => Err(Error::ImageLost { page: lost, source }),
+                };
+            }
+        };
+        Ok(Came { step: Step::More, kind, pages: 1 })
     }
 }
