@@ -7,6 +7,7 @@
 mod child;
 pub(crate) mod detached;
 mod greetings;
+mod vm;
 
 use std::collections::VecDeque;
 use std::io::PipeReader;
@@ -15,21 +16,19 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use snap::Image;
 use sys::listener::Listener;
 use sys::process::{Process, any_readable_within, readable};
-use sys::uffd::Uffd;
 
+use crate::Error;
 use crate::channel::{Event, Heard, object};
 use crate::config::Config;
 use crate::control::refusal;
 use crate::handshake::Handshake;
-use crate::orders::{Handed, process_json};
+use crate::orders::process_json;
 use crate::socket;
-use crate::state::{Counter, State};
-use crate::{Engine, Error, Region};
 use child::Server;
 use greetings::peer_of;
+use vm::Vm;
 
 /// How long a server may take to end when it is told to.
 const ENDING: Duration = Duration::from_secs(3);
@@ -79,36 +78,6 @@ pub(crate) struct Guardian {
     asked: bool,
     /// Why there is none that says anything, and since when.
     restarting: Option<(String, Instant)>,
-}
-
-/// A VM that is served.
-struct Vm {
-    peer: Process,
-    /// The how manieth it is.
-    client: u64,
-    handed: Handed,
-    state: State,
-    regions: Vec<Region>,
-}
-
-impl Vm {
-    /// How many pages it has been given.
-    fn filled(&self) -> u64 {
-        self.state.count(Counter::Copied) + self.state.count(Counter::Zeroed)
-    }
-
-    /// Gives it its memory back, if it is all there. Only when its server is gone. Gives whether it did.
-    fn release(self) -> Result<bool, Error> {
-        let uffd = Uffd::from_fd(self.handed.uffd).map_err(|source| Error::State { source })?;
-        let nothing = Image::zeros(Region::end_of(&self.regions));
-        let mut engine = Engine::resume(uffd, nothing.into(), &self.regions, self.state)?;
-        engine.drain()?;
-        let complete = engine.missing() == 0;
-        if complete {
-            engine.release()?;
-        }
-        Ok(complete)
-    }
 }
 
 /// How a service ended.
