@@ -37,7 +37,6 @@ pub(crate) fn run(call: &mut Call) -> Result<Reply, wire::Error> {
             collect(&inventory, call.host, &id, &mut removed, &mut errors);
         }
     }
-    errors.extend(unused_images(&inventory, &mut removed).err().map(wire::Error::from));
     wire::Error::all(errors)?;
     call.document.set("removed", removed);
     call.document.set("left", left);
@@ -141,18 +140,4 @@ fn detach(number: u32, backing: &Path) -> Option<Result<(), Error>> {
         .iter()
         .any(|bound| bound.number == number && bound.backing == backing);
     still.then(|| device.detach().map_err(Error::io("detach", device.path())))
-}
-
-/// Images' loop devices that no device is over. The kernel lets go of them by itself; one that a creation holds open
-/// just now only goes when that is done with it.
-fn unused_images(inventory: &Inventory, removed: &mut Vec<Value>) -> Result<(), Error> {
-    for found in inventory.loops.iter().filter(|found| found.id.is_none()) {
-        let holders = format!("/sys/block/loop{}/holders", found.bound.number);
-        let unused = std::fs::read_dir(holders).is_ok_and(|mut holders| holders.next().is_none());
-        if unused && let Some(result) = detach(found.bound.number, &found.bound.backing) {
-            result?;
-            removed.push(json!({"loop": found.bound.path().display().to_string()}));
-        }
-    }
-    Ok(())
 }
