@@ -5,6 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::{Bench, Foreground, Vmm, await_end, server_of, service_of};
@@ -54,16 +55,46 @@ fn a_vmm_that_ends_while_its_server_is_being_replaced_ends_the_service_as_always
         // The VMM ends before the server is asked to make room, or after it has.
         let held = if late { &guardian } else { &server };
         hold(held.pid);
-        let mut asks = UnixStream::connect(bench.run("uffd.ctl")).unwrap();
-        asks.write_all(b"{\"verb\":\"restart\"}\n").unwrap();
+        let restart = || bench.command(&["restart", "id=vm"]).stdout(Stdio::null()).spawn().unwrap();
+        let asks = late.then(restart);
         if late {
             await_end(&server);
+        } else {
+            // It lies there before the VMM ends.
+            let mut stream = UnixStream::connect(bench.run("uffd.ctl")).unwrap();
+            stream.write_all(b"{\"verb\":\"restart\"}\n").unwrap();
         }
         vmm.kill();
         held.signal(Signal::SIGCONT).unwrap();
+        // Nobody is there any more, and nothing has gone wrong.
+        asks.into_iter().for_each(|mut asks| assert_eq!(asks.wait().unwrap().code(), Some(3)));
         await_end(&guardian);
         let log = std::fs::read_to_string(bench.run("uffd.log"));
         assert!(log.is_err(), "late: {late}: {log:?}");
+    }
+}
+
+#[test]
+fn a_vmm_that_hands_itself_over_while_its_service_ends_is_stopped() {
+    for clients in ["clients:=1", "clients:=2"] {
+        let bench = Bench::new(64);
+        let document = bench.detached(&["prefetch=none", clients]);
+        let (server, guardian) = (server_of(&document), service_of(&document));
+        let mut vmm = Vmm::hesitating(&bench.run("uffd.sock"), 64);
+        // The guardian listens to it before the server answers.
+        assert_eq!(bench.stats()["state"], "handshake");
+        hold(server.pid);
+        guardian.signal(Signal::SIGTERM).unwrap();
+        let told = || std::fs::read_to_string(format!("/proc/{}/status", server.pid)).unwrap();
+        while !told().contains("ShdPnd:\t0000000000004000") {
+            std::thread::yield_now();
+        }
+        vmm.tell("now");
+        assert_eq!(vmm.answer(), "connected");
+        server.signal(Signal::SIGCONT).unwrap();
+        await_end(&guardian);
+        assert!(vmm.process.wait(Duration::ZERO).unwrap(), "{clients}: the VMM was left to hang");
+        vmm.await_stop();
     }
 }
 

@@ -337,7 +337,8 @@ impl Guardian {
     fn finish(mut self, failed: Option<wire::Error>) -> Ending {
         // Nobody who asks from here on is to wait for an answer.
         let unheard = self.socket.take().map_or(Vec::new(), |listener| socket::unheard(&listener.socket));
-        let greeting = std::mem::take(&mut self.greeting);
+        let mut greeting = std::mem::take(&mut self.greeting);
+        greeting.iter_mut().for_each(Handshake::cut_off);
         self.control = None;
         let _ = self.server.child.kill();
         let _ = self.server.child.wait();

@@ -1,6 +1,7 @@
 //! The VMM's first and only message: the list of its regions, and its userfaultfd.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -80,6 +81,12 @@ impl Handshake {
     /// Whether the peer has handed over a descriptor: if so its memory is ours to fill, whatever else is wrong.
     pub fn has_descriptor(&self) -> bool {
         !self.fds.is_empty()
+    }
+
+    /// Takes in what has arrived, and has the kernel refuse what comes later: nobody would hear it.
+    pub(crate) fn cut_off(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+        let _ = self.advance();
     }
 
     /// Takes in what has arrived.

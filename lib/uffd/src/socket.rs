@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -94,6 +95,8 @@ pub(crate) fn unheard(listener: &UnixListener) -> Vec<Process> {
     let waiting = std::iter::from_fn(|| Some(listener.accept().ok()?.0));
     let peers = waiting.filter_map(|stream| {
         stream.set_nonblocking(true).ok()?;
+        // What is said from here on is refused, and what was said still comes out.
+        let _ = stream.shutdown(Shutdown::Read);
         sys::fdpass::peer(&stream).ok().filter(|peer| is_trusted(*peer))?;
         let process = sys::fdpass::peer_process(&stream).ok()??;
         let mut buffer = [0; 4096];

@@ -38,7 +38,10 @@ pub fn registered(pages: usize) -> (Memory, Uffd, Vec<u8>) {
 
 /// Sends a message, whatever it is, and keeps the connection for ever as Firecracker does.
 pub fn greet(socket: &Path, message: &[u8], uffd: Option<&Uffd>) {
-    let stream = UnixStream::connect(socket).unwrap();
+    say(UnixStream::connect(socket).unwrap(), message, uffd);
+}
+
+fn say(stream: UnixStream, message: &[u8], uffd: Option<&Uffd>) {
     let fds: Vec<_> = uffd.iter().map(AsFd::as_fd).collect();
     assert_eq!(fdpass::send(&stream, message, &fds).unwrap(), message.len());
     std::mem::forget(stream);
@@ -62,10 +65,15 @@ impl Vmm {
 
     /// The same, and does not wait until it has handed itself over: it may be stopped for that.
     pub fn begin(socket: &Path, pages: usize) -> Self {
+        Self::spawn(socket, pages, &[])
+    }
+
+    fn spawn(socket: &Path, pages: usize, more: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "vmm", "--ignored", "--nocapture", "--test-threads=1"])
             .env("UFFD_SOCKET", socket)
             .env("UFFD_PAGES", pages.to_string())
+            .envs(more.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -73,6 +81,13 @@ impl Vmm {
         let process = Process::of_pid(child.id() as i32).unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Self { child, process, stdin, lines: BufReader::new(stdout) }
+    }
+
+    /// Starts one that has connected and says nothing until it is told anything.
+    pub fn hesitating(socket: &Path, pages: usize) -> Self {
+        let mut vmm = Self::spawn(socket, pages, &[("UFFD_HESITATES", "1")]);
+        assert_eq!(vmm.answer(), "hesitates");
+        vmm
     }
 
     /// Tells it to do something, see [`play`].
@@ -133,7 +148,13 @@ impl Drop for Vmm {
 pub fn play() {
     let socket = std::env::var_os("UFFD_SOCKET").expect("a part that other tests start");
     let pages: usize = std::env::var("UFFD_PAGES").unwrap().parse().unwrap();
-    let (memory, _uffd) = connect(Path::new(&socket), pages);
+    let (memory, uffd, message) = registered(pages);
+    let stream = UnixStream::connect(socket).unwrap();
+    if std::env::var_os("UFFD_HESITATES").is_some() {
+        println!("vmm: hesitates");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    }
+    say(stream, &message, Some(&uffd));
     let memory = Arc::new(memory);
     println!("vmm: connected");
     for line in std::io::stdin().lines() {
