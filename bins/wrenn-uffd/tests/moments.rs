@@ -99,6 +99,29 @@ fn a_vmm_that_hands_itself_over_while_its_service_ends_is_stopped() {
 }
 
 #[test]
+fn a_server_that_is_told_to_end_and_whose_guardian_was_killed_stops_its_vmms() {
+    for (clients, at_once) in [("clients:=1", false), ("clients:=0", false), ("clients:=1", true)] {
+        let bench = Bench::new(64);
+        let document = bench.detached(&["prefetch=none", clients]);
+        let (server, guardian) = (server_of(&document), service_of(&document));
+        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+        assert_eq!(vmm.ask("check 0 20 image"), "same");
+        if at_once {
+            guardian.signal(Signal::SIGKILL).unwrap();
+        } else {
+            hold(server.pid);
+            guardian.end(Duration::ZERO).unwrap();
+        }
+        server.signal(Signal::SIGTERM).unwrap();
+        server.signal(Signal::SIGCONT).unwrap();
+        await_end(&server);
+        assert!(vmm.process.wait(Duration::ZERO).unwrap(), "{clients}: the VMM was left to hang");
+        vmm.await_stop();
+        assert!(!bench.run("uffd.sock").exists() && !bench.run("uffd.ctl").exists());
+    }
+}
+
+#[test]
 fn hundreds_of_vms_are_all_in_stats_and_outlive_their_server() {
     let bench = Bench::new(1);
     let document = bench.detached(&["clients:=0"]);

@@ -150,6 +150,9 @@ impl Guardian {
             if let Some(event) = self.untold.pop_front() {
                 return Ok(Some(event));
             }
+            if self.ended {
+                return Ok(None);
+            }
             self.wait()?;
             if !self.untold.is_empty() {
                 continue;
@@ -161,7 +164,7 @@ impl Guardian {
                     }
                 }
                 Heard::Nothing => {}
-                Heard::Ended if self.ended || !self.start_again()? => return Ok(None),
+                Heard::Ended if !self.start_again()? => return Ok(None),
                 Heard::Ended => {}
             }
         }

@@ -12,10 +12,10 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use sys::process::Process;
+use sys::process::{Process, readable};
 
 use crate::channel::{Event, Heard, object};
 use crate::control::{Connection, Request};
@@ -59,6 +59,8 @@ pub(crate) struct Server {
     relief: Option<Connection>,
     /// Whether the guardian is gone.
     orphaned: bool,
+    /// The VMMs that it is to stop.
+    left_behind: Vec<Process>,
     waiter: Waiter,
 }
 
@@ -84,6 +86,12 @@ enum Turn {
 
 /// Why a VMM was stopped that the server had served.
 const LEFT: &str = "its page server ended while pages were missing";
+
+/// Why one was that it had not.
+const UNHEARD: &str = "its page server's guardian was killed before hearing it";
+
+/// How long a guardian may take to stop them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A failure of the server, and the VMM that it was about.
 type Failed = (Error, Option<Process>);
@@ -121,6 +129,8 @@ impl Server {
         match ended {
             Ok((event, fields)) => {
                 self.common.guardian.last_words(event, fields);
+                // Who is to start the next one waits for this one's end.
+                self.see_off(if event == "handover" { Duration::ZERO } else { PATIENCE });
                 ExitCode::SUCCESS
             }
             Err((error, vmm)) => {
@@ -129,10 +139,45 @@ impl Server {
                 fields["error"] = error.to_json("wrenn-uffd", "serve");
                 self.common.guardian.last_words("failed", fields);
                 let others = std::mem::take(&mut self.sessions).into_iter().map(|session| session.peer);
-                vmm.into_iter().chain(others).for_each(|vmm| self.stop(&vmm, LEFT));
+                self.left_behind.extend(vmm.into_iter().chain(others));
+                self.see_off(PATIENCE);
                 ExitCode::from(error.kind.status())
             }
         }
+    }
+
+    /// Stays until the guardian has stopped the VMMs that are left behind, for which it ends this process first. If it has
+    /// died nobody else would do it.
+    fn see_off(&mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.common.guardian.hear() {
+                // Not served any more.
+                Ok(Heard::Event(Event { name, fds, .. })) if name == "vmm" => {
+                    self.left_behind.extend(Taken::new(fds).map(|taken| taken.peer).ok());
+                }
+                Ok(Heard::Event(_)) => {}
+                Ok(Heard::Nothing) => {
+                    self.left_behind.retain(Process::is_alive);
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let waits = !self.left_behind.is_empty() && !left.is_zero();
+                    if !waits || !readable(&self.common.guardian, left).unwrap_or(false) {
+                        return;
+                    }
+                }
+                Ok(Heard::Ended) | Err(_) => return self.orphan(),
+            }
+        }
+    }
+
+    /// The guardian is gone: what it was to do is done here.
+    fn orphan(&mut self) {
+        self.orphaned = true;
+        let left = std::mem::take(&mut self.left_behind);
+        left.iter().for_each(|vmm| self.stop(vmm, LEFT));
+        // They have handed themselves over, and nobody will hear it.
+        let unheard = self.socket.take().map_or(Vec::new(), |socket| socket::unheard(&socket));
+        unheard.iter().for_each(|vmm| self.stop(vmm, UNHEARD));
     }
 
     /// Whether there is one VMM to serve, and the service ends with it.
@@ -201,14 +246,9 @@ impl Server {
                     }
                 }
                 Heard::Ended => {
-                    self.orphaned = true;
+                    self.orphan();
                     let failed = |source| (Error::Events { source }, None);
                     self.waiter.forget(&self.common.guardian).map_err(failed)?;
-                    // They have handed themselves over, and nobody will hear it.
-                    let unheard = self.socket.take().map_or(Vec::new(), |socket| socket::unheard(&socket));
-                    unheard.iter().for_each(|vmm| {
-                        self.stop(vmm, "its page server's guardian was killed before hearing it")
-                    });
                     if self.sessions.is_empty() {
                         return Ok(Some(Reason::Orphaned));
                     }
@@ -247,12 +287,12 @@ impl Server {
     }
 
     /// Tells of one of several VMMs that it has gone, or cannot be served any more.
-    fn left(&self, session: &mut Session, parted: Parted) {
+    fn left(&mut self, session: &mut Session, parted: Parted) {
         let parted = session.left(parted);
         self.tell_left(&session.service.peer, parted);
     }
 
-    fn tell_left(&self, peer: &Process, parted: Map<String, Value>) {
+    fn tell_left(&mut self, peer: &Process, parted: Map<String, Value>) {
         self.stop_abandoned(&parted, peer);
         // What one VM discarded says nothing about another.
         let _ = socket::remove(&self.removed(Some(peer)));
@@ -273,7 +313,7 @@ impl Server {
 
     /// The last event of a service with one VMM, which has come.
     fn closed(
-        &self,
+        &mut self,
         reason: Reason,
         session: &mut Session,
         parted: Parted,
@@ -296,7 +336,7 @@ impl Server {
                 parted => parted,
             };
             match parted {
-                Ok(None) => {}
+                Ok(None) => self.left_behind.push(session.service.peer),
                 Err(error) if self.is_for_one() => return Err((error, Some(session.service.peer))),
                 parted => self.left(&mut session, parted),
             }
@@ -307,15 +347,17 @@ impl Server {
         Ok(("handover", json!({})))
     }
 
-    fn stop_abandoned(&self, parted: &Map<String, Value>, peer: &Process) {
-        if parted.get("vmm").and_then(Value::as_str) == Some("abandoned") {
-            self.stop(peer, LEFT);
+    fn stop_abandoned(&mut self, parted: &Map<String, Value>, peer: &Process) {
+        match parted.get("vmm").and_then(Value::as_str) {
+            Some("abandoned") if self.orphaned => self.stop(peer, LEFT),
+            Some("abandoned") => self.left_behind.push(peer.clone()),
+            _ => {}
         }
     }
 
     /// Does what the guardian would if it were there.
     fn stop(&self, vmm: &Process, reason: &str) {
-        if self.orphaned && vmm.end(Duration::ZERO).is_ok() {
+        if vmm.is_alive() && vmm.end(Duration::ZERO).is_ok() {
             let fields = json!({"pid": vmm.pid, "reason": reason});
             note(format_args!("vmm_stopped {fields}"));
         }

@@ -68,6 +68,7 @@ pub(super) fn begin(orders: Orders) -> Result<Server, ExitCode> {
             syncs: 0,
             relief: None,
             orphaned: false,
+            left_behind: Vec::new(),
             waiter,
         };
         vms.into_iter().try_for_each(|vm| server.begin(vm))?;
