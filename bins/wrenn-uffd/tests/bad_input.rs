@@ -45,6 +45,7 @@ fn bad_input_is_refused_and_touches_nothing() {
         (with(&["source.raw=nowhere"]), 3, "not_found", "snap.io", "nowhere"),
         (with(&["source.raw=pipe"]), 2, "invalid", "snap.io", "pipe"),
         (with(&[raw, "trace=pipe"]), 3, "not_found", "uffd.io", "pipe"),
+        (with(&[raw, "trace=memory"]), 4, "conflict", "uffd.not_a_trace", "memory"),
         (with(&["source.raw=file"]), 2, "invalid", "snap.field", "raw"),
         (with(&[raw, "socket=nowhere/s"]), 3, "not_found", "uffd.io", "nowhere"),
         (with(&[raw, "socket=taken"]), 4, "conflict", "uffd.not_a_socket", "taken"),
@@ -58,6 +59,7 @@ fn bad_input_is_refused_and_touches_nothing() {
         assert!(!bench.path("run/vm").exists(), "{words:?} left something");
     }
     assert_eq!(std::fs::read_to_string(bench.path("taken")).unwrap(), "no socket");
+    assert_eq!(std::fs::metadata(bench.raw()).unwrap().len(), bench.pages as u64 * 4096);
 }
 
 #[test]

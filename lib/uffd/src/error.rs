@@ -69,6 +69,12 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// What is to be replaced by a trace is something else.
+    #[error("{} exists and is no trace", path.display())]
+    NotATrace {
+        /// The path.
+        path: PathBuf,
+    },
     /// The VMM's first message cannot be used.
     #[error("the VMM's handshake {what}")]
     Handshake {
@@ -232,6 +238,7 @@ impl Fault for Error {
             Self::ImageReplaced { .. }
             | Self::InUse { .. }
             | Self::NotASocket { .. }
+            | Self::NotATrace { .. }
             | Self::VmAlive { .. }
             | Self::NoGuardian { .. } => Kind::Conflict,
             Self::Handshake { .. } | Self::Event { .. } => Kind::Peer,
@@ -250,6 +257,7 @@ impl Fault for Error {
             Self::PathTooLong { .. } => "uffd.path",
             Self::InUse { .. } => "uffd.in_use",
             Self::NotASocket { .. } => "uffd.not_a_socket",
+            Self::NotATrace { .. } => "uffd.not_a_trace",
             Self::Handshake { .. } => "uffd.handshake",
             Self::HandshakeLate { .. } => "uffd.handshake_late",
             Self::ImageShort { .. } => "uffd.image_short",

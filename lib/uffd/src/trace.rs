@@ -3,7 +3,7 @@
 //! A fault costs an append to a buffer, and every two thousandth a write of 64 KiB to the page cache.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -246,12 +246,23 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins the file; one that is there is replaced. It is nobody else's to read: it tells what a guest did.
+    /// Begins the file. A trace that is there is replaced, and nothing else. It is nobody else's to read: it tells what a
+    /// guest did.
     pub fn create(path: &Path) -> Result<File, Error> {
         let mut options = File::options();
         // A pipe that nobody reads is not waited for, neither here nor while a VMM waits for its pages.
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlag::O_NONBLOCK.bits());
-        options.open(path).map_err(Error::io("write", path))
+        options.write(true).create(true).mode(0o600).custom_flags(OFlag::O_NONBLOCK.bits());
+        let file = options.open(path).map_err(Error::io("write", path))?;
+        if file.metadata().map_err(Error::io("look at", path))?.is_file() {
+            let mut head = Vec::new();
+            let old = File::open(path).and_then(|old| old.take(MAGIC.len() as u64).read_to_end(&mut head));
+            old.map_err(Error::io("read", path))?;
+            if !head.is_empty() && head != MAGIC {
+                return Err(Error::NotATrace { path: path.to_owned() });
+            }
+            file.set_len(0).map_err(Error::io("write", path))?;
+        }
+        Ok(file)
     }
 
     /// Writes to a file that was begun. When the disk is full, what does not fit is lost, and nothing else.
