@@ -90,15 +90,26 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes room at `path`, unless somebody listens there.
 fn clear_stale(path: &Path) -> io::Result<()> {
-    if !is_socket(path)? {
+    if !is_stale(path)? {
         return Ok(());
     }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is a socket at `path` that nobody listens on any more; `false` when there is nothing.
+///
+/// # Errors
+/// `AddrInUse` when somebody listens there; `AlreadyExists` when something is there that is no socket.
+pub fn is_stale(path: &Path) -> io::Result<bool> {
+    if !is_socket(path)? {
+        return Ok(false);
+    }
     match connect(path, Duration::ZERO) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Ok(_) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
     }
 }

@@ -123,24 +123,15 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
 /// Removes the names of sockets that nobody listens on any more.
 pub(crate) fn clear_up(paths: &Paths) {
     for path in [&paths.socket, &paths.control] {
-        if is_unused(path) {
+        if sys::listener::is_stale(path).unwrap_or(false) {
             let _ = remove(path);
         }
     }
 }
 
-/// Refuses a name under which somebody listens.
+/// Refuses a name under which somebody listens, or that something else has.
 pub(crate) fn check_unused(path: &Path) -> Result<(), Error> {
-    match is_socket(path)? && !is_unused(path) {
-        true => Err(Error::InUse { path: path.to_owned() }),
-        false => Ok(()),
-    }
-}
-
-fn is_unused(path: &Path) -> bool {
-    sys::listener::connect(path, Duration::ZERO).is_err_and(|error| {
-        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
-    })
+    sys::listener::is_stale(path).map(drop).map_err(taken("look at", path))
 }
 
 /// Whether the other end is this user, or root.

@@ -184,12 +184,8 @@ fn clear(paths: &Paths) -> Result<(), Error> {
     for path in [&paths.socket, &paths.control] {
         socket::check_unused(path)?;
     }
-    let sockets = [&paths.socket, &paths.control].map(|path| match socket::is_socket(path) {
-        Ok(true) => socket::remove(path),
-        other => other.map(drop),
-    });
-    let files = [&paths.removed, &paths.log].map(|path| socket::remove(path));
-    let all = sockets.into_iter().chain(files).chain([paths.forget_lists()]);
+    let files = [&paths.socket, &paths.control, &paths.removed, &paths.log];
+    let all = files.into_iter().map(|path| socket::remove(path)).chain([paths.forget_lists()]);
     Error::all(all.filter_map(Result::err).map(Error::from))
 }
 
