@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Bench, Foreground, Vmm, await_end, server_of, service_of};
+use common::{Bench, Foreground, Serving, Vmm, await_end, server_of, service_of, serving};
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
@@ -101,11 +101,7 @@ fn a_vmm_that_hands_itself_over_while_its_service_ends_is_stopped() {
 #[test]
 fn a_server_that_is_told_to_end_and_whose_guardian_was_killed_stops_its_vmms() {
     for (clients, at_once) in [("clients:=1", false), ("clients:=0", false), ("clients:=1", true)] {
-        let bench = Bench::new(64);
-        let document = bench.detached(&["prefetch=none", clients]);
-        let (server, guardian) = (server_of(&document), service_of(&document));
-        let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-        assert_eq!(vmm.ask("check 0 20 image"), "same");
+        let Serving { bench, server, guardian, vmm, .. } = serving(&[clients]);
         if at_once {
             guardian.signal(Signal::SIGKILL).unwrap();
         } else {
@@ -198,11 +194,7 @@ fn a_vmm_that_dies_before_anybody_hears_it_is_one_of_those_that_came() {
 
 #[test]
 fn a_vmm_that_its_guardian_was_killed_before_hearing_is_stopped_and_others_are_served_on() {
-    let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none", "clients:=0"]);
-    let mut first = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(first.ask("check 0 20 image"), "same");
-    let guardian = service_of(&document);
+    let Serving { bench, guardian, vmm: mut first, .. } = serving(&["clients:=0"]);
     hold(guardian.pid);
     let mut second = Vmm::start(&bench.run("uffd.sock"), 64);
     second.tell("check 0 64 image");
@@ -276,11 +268,7 @@ fn a_vmm_with_all_of_its_memory_lives_on_however_its_service_ends() {
 
 #[test]
 fn a_guardian_that_stood_still_goes_on_and_so_do_the_verbs() {
-    let bench = Bench::new(64);
-    let document = bench.detached(&["prefetch=none", "clients:=0"]);
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    let guardian = service_of(&document);
+    let Serving { bench, document, guardian, mut vmm, .. } = serving(&["clients:=0"]);
     hold(guardian.pid);
     let asking: Vec<_> = (0..600)
         .map(|_| {

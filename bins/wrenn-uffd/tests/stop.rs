@@ -5,34 +5,14 @@ mod common;
 use std::fs;
 use std::time::Duration;
 
-use common::{Bench, Vmm, await_end, server_of, service_of};
+use common::{Bench, Serving, Vmm, await_end, service_of, serving};
 use nix::sys::signal::Signal;
-use serde_json::Value;
-use sys::process::Process;
 use wrenn_tests::hold::hold;
 
 #[test]
 #[ignore = "a part that other tests start"]
 fn vmm() {
     common::play();
-}
-
-/// A service, and a VMM that has 20 of its 64 pages.
-struct Serving {
-    bench: Bench,
-    document: Value,
-    server: Process,
-    guardian: Process,
-    vmm: Vmm,
-}
-
-fn serving(more: &[&str]) -> Serving {
-    let bench = Bench::new(64);
-    let document = bench.detached(&[&["prefetch=none"], more].concat());
-    let (server, guardian) = (server_of(&document), service_of(&document));
-    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
-    assert_eq!(vmm.ask("check 0 20 image"), "same");
-    Serving { bench, document, server, guardian, vmm }
 }
 
 fn a_stuck_guardian_is_stopped(more: &str) {

@@ -217,6 +217,25 @@ impl Drop for Foreground {
     }
 }
 
+/// A service, and a VMM that has 20 of its 64 pages.
+pub struct Serving {
+    pub bench: Bench,
+    pub document: Value,
+    pub server: Process,
+    pub guardian: Process,
+    pub vmm: Vmm,
+}
+
+/// Begins it, by these words of `serve` beside `prefetch=none`.
+pub fn serving(more: &[&str]) -> Serving {
+    let bench = Bench::new(64);
+    let document = bench.detached(&[&["prefetch=none"], more].concat());
+    let (server, guardian) = (server_of(&document), service_of(&document));
+    let mut vmm = Vmm::start(&bench.run("uffd.sock"), 64);
+    assert_eq!(vmm.ask("check 0 20 image"), "same");
+    Serving { bench, document, server, guardian, vmm }
+}
+
 /// The server that works for the service of a `uffd` section: its guardian's child.
 pub fn server_of(document: &Value) -> Process {
     let guardian = service_of(document);
